@@ -79,7 +79,7 @@ fn the_example_job_is_valid_and_its_base_small() {
     let job = JobFile::read(&Fixture::example().join("job.yaml")).unwrap().job;
     let parameters = ModelConfig::read(&job.model.base.as_path().into()).unwrap().parameters();
     assert!((1_000_000..=3_000_000).contains(&parameters), "{parameters}");
-    for file in [Some(job.data.train), job.data.eval].into_iter().flatten() {
+    for file in job.data.train.iter().chain(&job.data.eval) {
         assert!(file.is_file(), "{}", file.display());
     }
 }

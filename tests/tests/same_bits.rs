@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
-use lora_e2e::{Finished, Fixture, RunOutcome, Running, Signal, metrics, wait_until};
+use lora_e2e::{Finished, Fixture, RunOutcome, Running, Signal, TestService, loractl, metrics, wait_until};
 
 #[test]
 fn every_number_of_workers_and_threads_gives_the_same_files() {
@@ -14,6 +14,53 @@ fn every_number_of_workers_and_threads_gives_the_same_files() {
         let found = fixture.finish(&out, &["--workers", workers, "--threads", threads]);
         assert_eq!(found, expected, "{workers} workers of {threads} threads");
     }
+}
+
+#[test]
+fn several_files_with_weights_give_the_same_bits() {
+    let fixture = Fixture::default();
+    let rows = std::fs::read_to_string(fixture.path("train.jsonl")).unwrap();
+    let (first, second) = rows.split_at(rows.match_indices('\n').nth(19).unwrap().0 + 1);
+    fixture.write("train.jsonl", first);
+    fixture.write("more.ndjson", second);
+    fixture.edit(
+        "job.yaml",
+        "train: train.jsonl",
+        "train: [train.jsonl, more.ndjson]\n  train_weights: [2, 0.5]",
+    );
+    let expected = fixture.finish("1x1", &["--workers", "1", "--threads", "1"]);
+    assert_eq!(fixture.finish("2x1", &["--workers", "2", "--threads", "1"]), expected);
+    let out = fixture.path("1x1");
+    Finished::run(loractl().arg("verify").arg(&out)).expect_code(0);
+    let service = TestService::start();
+    let _worker = service.worker("w0");
+    let submitted = service.result(&service.submit(&fixture), &fixture.path("submitted"));
+    assert_eq!(submitted.adapter_sha256, expected.adapter_sha256);
+    // The files were moved.
+    std::fs::create_dir(fixture.path("moved")).unwrap();
+    let moved = ["train.jsonl", "more.ndjson"].map(|name| {
+        let to = fixture.path("moved").join(name);
+        std::fs::rename(fixture.path(name), &to).unwrap();
+        to
+    });
+    let verify = |files: &[&std::path::PathBuf]| {
+        let mut command = loractl();
+        command.arg("verify").arg(&out);
+        files.iter().for_each(|file| {
+            command.arg("--train").arg(file);
+        });
+        Finished::run(&mut command)
+    };
+    verify(&[&moved[0], &moved[1]]).expect_code(0);
+    for (files, expected) in
+        [(&[&moved[0]][..], "data.train has 2 files"), (&[&moved[1], &moved[0]], "data.train was changed")]
+    {
+        let finished = verify(files);
+        assert!(finished.error().unwrap().contains(expected), "{}", finished.stderr);
+    }
+    let plan = Finished::run(loractl().arg("plan").arg(fixture.job()).args(["-o", "json"]));
+    let error = plan.error().unwrap();
+    assert!(error.contains("data.train: the file") && error.contains("does not exist"), "{error}");
 }
 
 #[test]

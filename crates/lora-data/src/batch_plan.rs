@@ -8,7 +8,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use sha2::{Digest, Sha256};
 
 use crate::batch::inputs;
-use crate::{Dataset, MicroBatchRows, RowLayout};
+use crate::{Dataset, DatasetPart, MicroBatchRows, RowLayout};
 
 /// The rows of each step: a pure function of the dataset (hash and row lengths), the seed, the
 /// epoch, the step, `shuffle` and the batch sizes.
@@ -20,12 +20,18 @@ use crate::{Dataset, MicroBatchRows, RowLayout};
 /// Numbers are 8 bytes, little endian. A draw below `n` uses 64-bit words and is unbiased (Lemire,
 /// arXiv 1805.10941).
 ///
+/// With weights, an epoch has the rows of a file as often as the whole part of its weight says, and
+/// a choice of them once more for the fractional part: the first numbers of a Fisher-Yates shuffle
+/// with the key `SHA-256("lora-data row choice 1" || ... || epoch || index of the file)`, in order.
+///
 /// A step takes the next `global_batch_size` rows of this order; the last step of an epoch takes
 /// the remaining rows. The step's rows are packed if the job says so, sorted by length and divided
 /// into micro-batches, which are put in van der Corput order.
 #[derive(Debug)]
 pub struct BatchPlan {
     lengths: Vec<usize>,
+    parts: Vec<DatasetPart>,
+    epoch_rows: usize,
     dataset_sha256: String,
     seed: u64,
     shuffle: bool,
@@ -47,6 +53,8 @@ impl BatchPlan {
         layout: RowLayout,
     ) -> Self {
         Self {
+            epoch_rows: lengths.len(),
+            parts: Vec::new(),
             lengths,
             dataset_sha256: dataset_sha256.to_owned(),
             seed,
@@ -60,20 +68,21 @@ impl BatchPlan {
     /// Creates the plan of `job` for the rows of `train`.
     pub fn for_job(job: &JobSpec, train: &Dataset) -> Self {
         let training = &job.training;
-        Self::new(
+        let plan = Self::new(
             train.lengths(),
             &train.sha256,
             training.seed,
             job.data.shuffle,
             training.global_batch_size,
             RowLayout::for_job(job),
-        )
+        );
+        Self { parts: train.parts.clone(), epoch_rows: train.epoch_rows(), ..plan }
     }
 
     /// Returns the optimizer steps of a pass over the data. The last step may have fewer
     /// micro-batches.
     pub fn steps_per_epoch(&self) -> u64 {
-        self.lengths.len().div_ceil(self.global_batch_size) as u64
+        self.epoch_rows.div_ceil(self.global_batch_size) as u64
     }
 
     /// Returns the micro-batches of a step. Steps are counted from 0 over the whole job, so step
@@ -100,8 +109,13 @@ impl BatchPlan {
         let remaining = (epochs * self.steps_per_epoch()..steps).flat_map(|step| self.step(step));
         let of = |rows: MicroBatchRows| rows.samples().map(|row| self.lengths[row] as u64).sum::<u64>();
         let tail: u64 = remaining.map(of).sum();
-        let epoch = self.lengths.iter().map(|&length| length as u64).sum::<u64>();
-        epochs.saturating_mul(epoch).saturating_add(tail)
+        let of_epoch = |epoch| self.order(epoch).iter().map(|row| self.lengths[*row] as u64).sum::<u64>();
+        let whole: u64 = match self.parts.iter().any(|part| part.extra_rows() > 0) {
+            // Each epoch has other rows.
+            true => (0..epochs).map(of_epoch).sum(),
+            false => epochs.saturating_mul(of_epoch(0)),
+        };
+        whole.saturating_add(tail)
     }
 
     /// Returns the share of padding among the positions that are computed in the first epoch, if
@@ -127,23 +141,56 @@ impl BatchPlan {
         }
     }
 
-    fn shuffled(&self, epoch: u64) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.lengths.len()).collect();
-        if !self.shuffle {
-            return order;
+    /// The rows of an epoch before they are shuffled: part by part, as often as its weight says.
+    fn rows_of_epoch(&self, epoch: u64) -> Vec<usize> {
+        if self.parts.is_empty() {
+            return (0..self.lengths.len()).collect();
         }
+        let mut rows = Vec::with_capacity(self.epoch_rows);
+        let mut start = 0;
+        for (index, part) in self.parts.iter().enumerate() {
+            let all = start..start + part.rows;
+            (0..part.copies()).for_each(|_| rows.extend(all.clone()));
+            let mut random = self.random("lora-data row choice 1", epoch, &(index as u64).to_le_bytes());
+            rows.extend(choose(&mut random, part.rows, part.extra_rows()).into_iter().map(|row| start + row));
+            start = all.end;
+        }
+        rows
+    }
+
+    fn random(&self, purpose: &str, epoch: u64, part: &[u8]) -> ChaCha20Rng {
         let key = Sha256::new()
-            .chain_update("lora-data row order 1")
+            .chain_update(purpose)
             .chain_update(&self.dataset_sha256)
             .chain_update(self.seed.to_le_bytes())
             .chain_update(epoch.to_le_bytes())
+            .chain_update(part)
             .finalize();
-        let mut random = ChaCha20Rng::from_seed(key.into());
+        ChaCha20Rng::from_seed(key.into())
+    }
+
+    fn shuffled(&self, epoch: u64) -> Vec<usize> {
+        let mut order = self.rows_of_epoch(epoch);
+        if !self.shuffle {
+            return order;
+        }
+        let mut random = self.random("lora-data row order 1", epoch, &[]);
         for i in (1..order.len()).rev() {
             order.swap(i, below(&mut random, i as u64 + 1) as usize);
         }
         order
     }
+}
+
+/// Chooses `count` of the numbers below `n`, and returns them in order.
+fn choose(random: &mut ChaCha20Rng, n: usize, count: usize) -> Vec<usize> {
+    let mut numbers: Vec<usize> = (0..n).collect();
+    for i in 0..count {
+        numbers.swap(i, i + below(random, (n - i) as u64) as usize);
+    }
+    numbers.truncate(count);
+    numbers.sort_unstable();
+    numbers
 }
 
 /// Returns an unbiased draw from `0..n`, for `n > 0`.

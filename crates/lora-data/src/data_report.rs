@@ -83,6 +83,50 @@ impl DataReport {
         self.conversations += usize::from(notes.is_conversation);
     }
 
+    /// Adds the statistics of another file, except the lengths.
+    pub(crate) fn join(&mut self, other: Self) {
+        let Self {
+            rows_read,
+            dropped,
+            without_targets,
+            truncated,
+            trained_tokens,
+            formats,
+            ignored_keys,
+            unread_message_keys,
+            left_out,
+            changed_turns,
+            arguments_encoded_twice,
+            unstopped,
+            two_bos,
+            shared_tokens,
+            other_prompts,
+            conversations,
+            rows_kept: _,
+            tokens: _,
+            shortest: _,
+            median: _,
+            percentile_95: _,
+            longest: _,
+        } = other;
+        self.rows_read += rows_read;
+        self.dropped += dropped;
+        self.without_targets += without_targets;
+        self.truncated += truncated;
+        self.trained_tokens += trained_tokens;
+        join_counts(&mut self.formats, formats);
+        join_counts(&mut self.ignored_keys, ignored_keys);
+        join_counts(&mut self.unread_message_keys, unread_message_keys);
+        join_counts(&mut self.left_out, left_out);
+        self.changed_turns += changed_turns;
+        self.arguments_encoded_twice += arguments_encoded_twice;
+        join_counts(&mut self.unstopped, unstopped);
+        self.two_bos += two_bos;
+        self.shared_tokens += shared_tokens;
+        self.other_prompts += other_prompts;
+        self.conversations += conversations;
+    }
+
     /// What is not trained as the rows say, or in another way than a reader may expect.
     pub fn notes(&self) -> Vec<String> {
         let of_key = |(key, rows): (&String, &usize)| {
@@ -169,6 +213,12 @@ impl DataReport {
         self.longest = lengths.last().copied().unwrap_or(0);
         self.rows_kept = lengths.len();
         self.tokens = lengths.iter().map(|&length| length as u64).sum();
+    }
+}
+
+fn join_counts<K: Ord>(counts: &mut BTreeMap<K, usize>, others: BTreeMap<K, usize>) {
+    for (key, count) in others {
+        *counts.entry(key).or_default() += count;
     }
 }
 

@@ -9,7 +9,7 @@ use crate::encoded_rows::EncodedRows;
 use crate::file_format::{FileFormat, FileKind};
 use crate::hashed_file::HashedFile;
 use crate::token_rows::TokenRow;
-use crate::{DataError, DataReport, TokenFiles, TokenRows, Tokenizer};
+use crate::{DataError, DataReport, DatasetPart, TokenFiles, TokenRows, Tokenizer};
 
 /// A tokenized row with its loss mask.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,24 +21,27 @@ pub struct Row {
     pub trained: Vec<bool>,
 }
 
-/// The rows of a dataset file, in the order of the file.
+/// The rows of one or several dataset files, in the order of the files.
 #[derive(Debug, Clone)]
 pub struct Dataset {
     /// The kept rows; each has a target token.
     pub rows: TokenRows,
-    /// SHA-256 of the file's bytes, in hex.
+    /// SHA-256 of the file's bytes, in hex; of several files, of their hashes and weights.
     pub sha256: String,
     /// Statistics of the file's rows.
     pub report: DataReport,
-    /// The token file of the rows, if there is one.
-    pub token_file: Option<SourceFile>,
+    /// The files with the tokens of the rows.
+    pub token_files: Vec<SourceFile>,
+    /// The parts of a dataset of several files, or with a weight; empty: an epoch has each row
+    /// once.
+    pub parts: Vec<DatasetPart>,
 }
 
 impl Dataset {
     /// Reads JSON Lines or a JSON array (`.jsonl`, `.ndjson`, `.json`), CSV (`.csv`), Parquet
     /// (`.parquet`) or Arrow IPC (`.arrow`, `.feather`), JSON and CSV also compressed (`.gz`,
-    /// `.zst`), and tokenizes the rows (see [`RowFormat`](lora_spec::RowFormat)) in parallel. The result does not depend
-    /// on the number of threads.
+    /// `.zst`), and tokenizes the rows (see [`RowFormat`](lora_spec::RowFormat)) in parallel. The
+    /// result does not depend on the number of threads.
     ///
     /// # Errors
     /// The first invalid row, named by file and line (Parquet, Arrow: row number); an empty file;
@@ -111,7 +114,8 @@ impl Dataset {
         report.without_targets = without_targets.len();
         report.set_lengths(lengths);
         let problems = problems((file, kind), data, numbers.len(), long, without_targets);
-        Ok((Self { rows, sha256, report, token_file }, problems))
+        let token_files = token_file.into_iter().collect();
+        Ok((Self { rows, sha256, report, token_files, parts: Vec::new() }, problems))
     }
 
     /// Returns the SHA-256, in hex, of the kept rows: of the tokens and the loss mask.
@@ -174,7 +178,8 @@ mod tests {
                 .collect(),
             sha256: String::new(),
             report: DataReport::default(),
-            token_file: None,
+            token_files: Vec::new(),
+            parts: Vec::new(),
         };
         let expected = hex::encode(Sha256::digest([2_u64, 14, 19].map(u64::to_le_bytes).concat()));
         assert_eq!(dataset(&[(&[7, 9], &[false, true])]).tokens_sha256(), expected);

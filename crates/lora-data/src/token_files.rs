@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
-use lora_spec::{DataSpec, SourceDir, SourceFile};
+use lora_spec::{DataSpec, SourceDir, SourceFile, TrainFiles};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
@@ -164,7 +164,8 @@ fn touch(path: &Path) {
 fn key((kind, sha256): (FileKind, &str), tokenizer: &Tokenizer, data: &DataSpec) -> String {
     // Every other setting counts, also one that is added later.
     let rows = DataSpec {
-        train: PathBuf::new(),
+        train: TrainFiles::default(),
+        train_weights: Vec::new(),
         eval: None,
         max_length: 0,
         long_rows: Default::default(),

@@ -60,6 +60,13 @@ impl TokenRows {
         self.ends.push(self.words.len() as u64);
     }
 
+    /// Adds rows after the others.
+    pub(crate) fn append(&mut self, mut rows: Self) {
+        let start = self.words.len() as u64;
+        self.words.append(&mut rows.words);
+        self.ends.extend(rows.ends.into_iter().map(|end| start + end));
+    }
+
     /// Keeps as many tokens of each row as `keep` returns, from its start on; 0 removes the row.
     /// `keep` gets the rows in order, with their indices.
     pub(crate) fn shorten(&mut self, mut keep: impl FnMut(usize, TokenRow) -> usize) {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use lora_collective::tree::all_reduce_bytes;
 use lora_data::{
-    BatchPlan, DataError, DataReport, Dataset, RowLayout, TokenCache, TokenFiles, Tokenizer,
+    BatchPlan, DataError, DataReport, Dataset, DatasetPart, RowLayout, TokenCache, TokenFiles, Tokenizer,
     TokenizingProgress, check_data_file,
 };
 use lora_spec::{FieldError, JobFiles, JobSpec, ModelConfig, SafetensorsIndex, SourceFile};
@@ -90,13 +90,37 @@ pub struct PlanOptions<'a> {
 /// A dataset in a plan.
 #[derive(Debug, Clone, Serialize)]
 pub struct PlanData {
-    /// Name of the file.
-    pub path: PathBuf,
-    /// Statistics of its rows.
+    /// Its files.
+    pub files: Vec<PlanFile>,
+    /// Statistics of all rows.
     pub report: DataReport,
-    /// The file with its tokens, if there is one.
+    /// The files with its tokens.
     #[serde(skip)]
-    pub token_file: Option<SourceFile>,
+    pub token_files: Vec<SourceFile>,
+}
+
+/// A file of a dataset in a plan.
+#[derive(Debug, Clone, Serialize)]
+pub struct PlanFile {
+    /// Its name.
+    pub path: PathBuf,
+    /// Number of its rows that are used.
+    pub rows_kept: usize,
+    /// How often an epoch has them.
+    pub weight: f64,
+}
+
+impl PlanFile {
+    fn of_dataset(files: &[SourceFile], dataset: &Dataset) -> Vec<Self> {
+        let whole = [DatasetPart { rows: dataset.rows.len(), weight: 1.0 }];
+        let parts = if dataset.parts.is_empty() { &whole[..] } else { &dataset.parts };
+        let file = |(file, part): (&SourceFile, &DatasetPart)| Self {
+            path: file.name().to_owned(),
+            rows_kept: part.rows,
+            weight: part.weight,
+        };
+        files.iter().zip(parts).map(file).collect()
+    }
 }
 
 /// A training row in a plan.
@@ -124,7 +148,7 @@ impl Plan {
         let is_untied = index.untie_head(&mut config)?;
         index.check(&config)?;
         index.check_format(&config, job.model.format())?;
-        check_data_file("data.train", &files.train)?;
+        files.train.iter().try_for_each(|train| check_data_file("data.train", train))?;
         if let Some(eval) = &files.eval {
             check_data_file("data.eval", eval)?;
         }
@@ -140,13 +164,14 @@ impl Plan {
         let PlanOptions { shown_rows, cache, progress } = options;
         let token_files = TokenFiles { given: files.tokens.as_ref(), cache, progress };
         let mut problems = Vec::new();
-        let mut read = |file: &SourceFile| -> Result<Dataset, DataError> {
-            let (dataset, found) = Dataset::inspect(file, &tokenizer, &job.data, token_files)?;
+        let mut without_problems = |(dataset, found): (Dataset, Vec<DataError>)| {
             problems.extend(found.iter().map(ToString::to_string));
-            Ok(dataset)
+            dataset
         };
-        let train = read(&files.train)?;
-        let eval = files.eval.as_ref().map(|file| Ok::<_, DataError>((file, read(file)?))).transpose()?;
+        let train = Dataset::inspect_all(&files.train, &tokenizer, &job.data, token_files);
+        let train = train.map(&mut without_problems)?;
+        let eval = files.eval.as_ref().map(|file| Dataset::inspect(file, &tokenizer, &job.data, token_files));
+        let eval = eval.transpose()?.map(without_problems);
         let training = &job.training;
         let order = BatchPlan::for_job(job, &train);
         let total_steps =
@@ -162,10 +187,10 @@ impl Plan {
         let rows = shown.collect::<Result<Vec<_>, DataError>>()?;
         let has_conversations = train.report.conversations > 0;
         let chat_template = tokenizer.template_source().filter(|_| has_conversations).map(str::to_owned);
-        let data = |file: &SourceFile, dataset: &Dataset| PlanData {
-            path: file.name().to_owned(),
-            report: dataset.report.clone(),
-            token_file: dataset.token_file.clone(),
+        let data = |files: &[SourceFile], dataset: Dataset| PlanData {
+            files: PlanFile::of_dataset(files, &dataset),
+            report: dataset.report,
+            token_files: dataset.token_files,
         };
         Ok(Self {
             name: job.name.clone(),
@@ -188,8 +213,8 @@ impl Plan {
             padding_unpacked,
             padding_packed,
             notes: untied_note(is_untied).into_iter().chain(notes(job, &config, &train)).collect(),
-            train: data(&files.train, &train),
-            eval: eval.map(|(file, eval)| data(file, &eval)),
+            train: data(&files.train, train),
+            eval: eval.map(|eval| data(files.eval.as_slice(), eval)),
             sample: sample.unwrap_or_default(),
             rows,
             chat_template,
@@ -199,10 +224,7 @@ impl Plan {
 
     /// Returns the files with the tokens of the datasets.
     pub fn token_files(&self) -> impl Iterator<Item = &SourceFile> {
-        [Some(&self.train), self.eval.as_ref()]
-            .into_iter()
-            .flatten()
-            .filter_map(|data| data.token_file.as_ref())
+        [Some(&self.train), self.eval.as_ref()].into_iter().flatten().flat_map(|data| &data.token_files)
     }
 
     /// Checks that `workers` workers can share a step.
@@ -232,10 +254,10 @@ impl Plan {
 
 /// Returns the floating-point operations of a pass over the rows.
 fn flops(train: &Dataset, config: &ModelConfig, adapter: u64) -> f64 {
-    let mut rows: BTreeMap<usize, u64> = BTreeMap::new();
-    for length in train.lengths() {
-        *rows.entry(length.saturating_sub(1)).or_default() += 1;
+    let mut rows: BTreeMap<usize, f64> = BTreeMap::new();
+    for (length, weight) in train.weighted_lengths() {
+        *rows.entry(length.saturating_sub(1)).or_default() += weight;
     }
-    let of = |(length, count): (usize, u64)| row_flops(config, adapter, length as u64) as f64 * count as f64;
+    let of = |(length, count): (usize, f64)| row_flops(config, adapter, length as u64) as f64 * count;
     rows.into_iter().map(of).sum()
 }

@@ -13,7 +13,7 @@ pub(crate) struct PlanInputs<'a> {
     index: &'a SafetensorsIndex,
     /// Number of tokens of the longest training row.
     longest: usize,
-    /// Number of training rows.
+    /// Number of training rows in an epoch.
     rows: usize,
     /// Number of tokens of all training rows.
     tokens: u64,
@@ -25,7 +25,7 @@ impl<'a> PlanInputs<'a> {
             model,
             index,
             longest: train.report.longest,
-            rows: train.rows.len(),
+            rows: train.epoch_rows(),
             tokens: train.report.tokens,
         }
     }

@@ -7,17 +7,23 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::range::check_count;
-use crate::{FieldError, RowFormat};
+use crate::{FieldError, RowFormat, TrainFiles};
 
 /// Variables that a chat template has already.
 const TEMPLATE_VARIABLES: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
+
+/// The largest weight of a file.
+const MAX_WEIGHT: f64 = 1000.0;
 
 /// The training and evaluation data of a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataSpec {
-    /// File with training rows: JSON, CSV, Parquet or Arrow IPC.
-    pub train: PathBuf,
+    /// Files with training rows: JSON, CSV, Parquet or Arrow IPC.
+    pub train: TrainFiles,
+    /// How often an epoch has the rows of each file; empty: once. For a fractional part, an epoch
+    /// has that share of the rows once more, chosen at random.
+    pub train_weights: Vec<f64>,
     /// File with evaluation rows; `None`: no evaluation.
     pub eval: Option<PathBuf>,
     /// The format of all rows; `None`: each row's keys decide.
@@ -53,7 +59,8 @@ pub struct DataSpec {
 impl Default for DataSpec {
     fn default() -> Self {
         Self {
-            train: PathBuf::new(),
+            train: TrainFiles::default(),
+            train_weights: Vec::new(),
             eval: None,
             format: None,
             columns: BTreeMap::new(),
@@ -87,8 +94,24 @@ pub enum LongRows {
 impl DataSpec {
     /// Checks every value that can be checked without reading a file.
     pub(crate) fn check(&self) -> Result<(), FieldError> {
-        if self.train.as_os_str().is_empty() {
+        if self.train.is_empty() || self.train.iter().any(|path| path.as_os_str().is_empty()) {
             return Err(FieldError::new("data.train", "is missing".into()));
+        }
+        let (files, weights) = (self.train.len(), &self.train_weights);
+        if let Some(twice) = (1..files).find(|&i| self.train[..i].contains(&self.train[i])) {
+            let message = format!(
+                "{} is listed twice; to take its rows twice, set data.train_weights",
+                self.train[twice].display()
+            );
+            return Err(FieldError::new("data.train", message));
+        }
+        if !weights.is_empty() && weights.len() != files {
+            let message = format!("has {} numbers, but data.train has {files} files", weights.len());
+            return Err(FieldError::new("data.train_weights", message));
+        }
+        if let Some(weight) = weights.iter().find(|weight| !(**weight > 0.0 && **weight <= MAX_WEIGHT)) {
+            let message = format!("has {weight}; a weight is above 0 and at most {MAX_WEIGHT}");
+            return Err(FieldError::new("data.train_weights", message));
         }
         if let Some(key) = self.columns.keys().find(|key| !RowFormat::KEYS.contains(&key.as_str())) {
             let known = RowFormat::KEYS.join(", ");

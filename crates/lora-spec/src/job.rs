@@ -53,7 +53,7 @@ impl JobSpec {
         if self.model.base_url().is_none() {
             set(&mut self.model.base);
         }
-        set(&mut self.data.train);
+        self.data.train.iter_mut().for_each(set);
         self.data.eval.as_mut().map(set);
         self.adapter.init_from.as_mut().map(set);
     }

@@ -122,14 +122,13 @@ impl JobFile {
 
 /// Checks that no path starts with what only a shell expands: `~` or a variable.
 fn check_not_shell_syntax(job: &JobSpec) -> Result<(), FieldError> {
-    let paths = [
-        ("model.base", Some(&job.model.base)),
-        ("adapter.init_from", job.adapter.init_from.as_ref()),
-        ("data.train", Some(&job.data.train)),
-        ("data.eval", job.data.eval.as_ref()),
-    ];
+    let paths = [("model.base", &job.model.base)].into_iter();
+    let paths = paths
+        .chain(job.adapter.init_from.as_ref().map(|path| ("adapter.init_from", path)))
+        .chain(job.data.train.iter().map(|path| ("data.train", path)))
+        .chain(job.data.eval.as_ref().map(|path| ("data.eval", path)));
     for (field, path) in paths {
-        let first = path.and_then(|path| path.iter().next()).and_then(OsStr::to_str).unwrap_or_default();
+        let first = path.iter().next().and_then(OsStr::to_str).unwrap_or_default();
         if first.starts_with(['~', '$']) {
             let message = format!(
                 "{first} is not expanded; write the whole path, or one relative to the job file \

@@ -48,6 +48,8 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
     ("model_max_length", "data.max_length"),
     ("dataset", "data.train"),
     ("datasets", "data.train"),
+    ("dataset_mixture", "data.train and data.train_weights"),
+    ("interleave_probs", "data.train_weights (how often an epoch has the rows of each file)"),
     ("train_file", "data.train"),
     ("validation_file", "data.eval"),
     ("num_workers", "workers.max"),

@@ -29,6 +29,7 @@ mod safetensors_index;
 mod source;
 mod state;
 mod target_modules;
+mod train_files;
 mod training_spec;
 mod units;
 mod unsupported_keys;
@@ -68,6 +69,7 @@ pub use safetensors_index::{
 pub use source::{JobFiles, SourceDir, SourceFile};
 pub use state::JobState;
 pub use target_modules::TargetModules;
+pub use train_files::TrainFiles;
 pub use training_spec::{ActivationCheckpointing, LrSchedulerType, Optim, TrainingSpec};
 pub use units::format_bytes;
 pub use workers_spec::WorkersSpec;

@@ -135,8 +135,8 @@ impl<P: AsRef<Path>> From<P> for SourceDir {
 pub struct JobFiles {
     /// The base of `model.base`.
     pub base: SourceDir,
-    /// The rows of `data.train`.
-    pub train: SourceFile,
+    /// The rows of `data.train`, in this order.
+    pub train: Vec<SourceFile>,
     /// The rows of `data.eval`; set if and only if the job has evaluation rows.
     pub eval: Option<SourceFile>,
     /// The adapter of `adapter.init_from`; set if and only if the job has this setting.
@@ -150,7 +150,7 @@ impl JobFiles {
     pub fn from_job(job: &JobSpec) -> Self {
         Self {
             base: (&job.model.base).into(),
-            train: (&job.data.train).into(),
+            train: job.data.train.iter().map(Into::into).collect(),
             eval: job.data.eval.as_ref().map(Into::into),
             init_from: job.adapter.init_from.as_ref().map(Into::into),
             tokens: None,

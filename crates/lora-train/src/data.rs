@@ -1,10 +1,10 @@
 //! The rows of a job, and the check that the job fits in memory.
 
 use lora_collective::CancelToken;
-use lora_data::{Dataset, TokenCache, TokenFiles, Tokenizer};
+use lora_data::{DataError, Dataset, TokenCache, TokenFiles, Tokenizer};
 use lora_model::ModelError;
 use lora_plan::MemoryRequirements;
-use lora_spec::{DeviceMemory, JobFiles, JobSpec, ModelConfig, SafetensorsIndex, SourceDir, SourceFile};
+use lora_spec::{DeviceMemory, JobFiles, JobSpec, ModelConfig, SafetensorsIndex, SourceDir};
 
 use crate::error::TrainError;
 
@@ -30,12 +30,16 @@ impl RunData {
         let model = ModelConfig::read(&files.base).map_err(ModelError::from)?;
         let tokenizer = Tokenizer::for_job(&files.base, &job.data)?.with_vocab_size(model.vocab_size);
         let token_files = TokenFiles { given: files.tokens.as_ref(), cache, progress: None };
-        let read = |file: &SourceFile| {
-            check()?;
-            Ok::<_, TrainError>(Dataset::read_with(file, &tokenizer, &job.data, token_files)?)
+        let strict = |(dataset, problems): (Dataset, Vec<DataError>)| match problems.into_iter().next() {
+            Some(problem) => Err(problem),
+            None => Ok(dataset),
         };
-        let train = read(&files.train)?;
-        let eval = files.eval.as_ref().map(read).transpose()?;
+        let train =
+            Dataset::inspect_all(&files.train, &tokenizer, &job.data, token_files).and_then(strict)?;
+        check()?;
+        let eval =
+            files.eval.as_ref().map(|file| Dataset::read_with(file, &tokenizer, &job.data, token_files));
+        let eval = eval.transpose()?;
         check()?;
         Ok(Self { tokenizer, train, eval })
     }

@@ -19,8 +19,8 @@ use crate::run::Run;
 pub struct InputPaths {
     /// The directory of the base.
     pub base: Option<PathBuf>,
-    /// The training rows.
-    pub train: Option<PathBuf>,
+    /// The files of training rows, all or none.
+    pub train: Vec<PathBuf>,
     /// The evaluation rows, for a job that has them.
     pub eval: Option<PathBuf>,
     /// The initial adapter, for a job with `adapter.init_from`.
@@ -69,6 +69,12 @@ pub fn verify(dir: &Path, input_paths: &InputPaths, steps: u64) -> Result<Verifi
     let job = &receipt.job;
     if let (None, Some(url)) = (&input_paths.base, job.model.base_url()) {
         return Err(wrong(format!("the base was {url}; download it and pass its directory with --base")));
+    }
+    let (moved, files) = (input_paths.train.len(), job.data.train.len());
+    if moved != 0 && moved != files {
+        return Err(wrong(format!(
+            "data.train has {files} files; pass --train for all of them, in this order"
+        )));
     }
     let job_files = job_files(input_paths, job);
     let base = Arc::new(Base::load(&job_files.base, job.base_layout(), &device)?);
@@ -119,7 +125,11 @@ fn job_files(moved: &InputPaths, job: &JobSpec) -> JobFiles {
     let named = JobFiles::from_job(job);
     JobFiles {
         base: moved.base.as_ref().map_or(named.base, SourceDir::from),
-        train: moved.train.as_ref().map_or(named.train, SourceFile::from),
+        train: if moved.train.is_empty() {
+            named.train
+        } else {
+            moved.train.iter().map(SourceFile::from).collect()
+        },
         eval: named.eval.map(|eval| moved.eval.as_ref().map_or(eval, SourceFile::from)),
         init_from: named.init_from.map(|dir| moved.init_from.as_ref().map_or(dir, SourceDir::from)),
         tokens: None,

@@ -63,8 +63,8 @@ enum BaseSource {
 pub(crate) struct FetchedFiles {
     /// Directory of the base model.
     pub(crate) base: PathBuf,
-    /// The training rows.
-    pub(crate) train: PathBuf,
+    /// The files of training rows.
+    pub(crate) train: Vec<PathBuf>,
     /// The evaluation rows.
     pub(crate) eval: Option<PathBuf>,
     /// The directory of the adapter to start from.
@@ -84,7 +84,13 @@ impl FetchedFiles {
         let (eval, init_from) = (job.data.eval.as_ref(), job.adapter.init_from.as_ref());
         JobFiles {
             base: SourceDir::new(&job.model.base, &self.base),
-            train: data_file(&job.data.train, &self.train),
+            train: job
+                .data
+                .train
+                .iter()
+                .zip(&self.train)
+                .map(|(in_job, path)| data_file(in_job, path))
+                .collect(),
             eval: eval.zip(self.eval.as_ref()).map(|(in_job, path)| data_file(in_job, path)),
             init_from: init_from.zip(self.init_from.as_ref()).map(|(dir, path)| SourceDir::new(dir, path)),
             tokens: self.tokens.as_ref().map(|path| SourceDir::new("inputs.tokens", path)),
@@ -142,7 +148,11 @@ impl InputFetcher {
         let files = |field, files: &[v1::StoredFile]| stored(field, files, channel.clone());
         let file =
             |field, file: &v1::StoredFile| Ok((files(field, slice::from_ref(file))?, file.name.clone()));
-        let train = file("data.train", inputs.train.as_ref().ok_or_else(missing("data.train"))?)?;
+        let train = inputs.train.iter().map(|train| file("data.train", train));
+        let train = train.collect::<Result<Vec<_>, FetchError>>()?;
+        if train.is_empty() {
+            return Err(missing("data.train")());
+        }
         let eval = inputs.eval.as_ref().map(|eval| file("data.eval", eval)).transpose()?;
         let adapter = Some(&inputs.init_from).filter(|files| !files.is_empty());
         let adapter = adapter.map(|adapter| files("adapter.init_from", adapter)).transpose()?;
@@ -166,7 +176,10 @@ impl InputFetcher {
             BaseSource::Local(path) => path,
             BaseSource::Remote(file_set) => self.lock_set(file_set, &mut locks).await?,
         };
-        let train = self.lock_set(train.0, &mut locks).await?.join(train.1);
+        let mut train_paths = Vec::with_capacity(train.len());
+        for (file_set, name) in train {
+            train_paths.push(self.lock_set(file_set, &mut locks).await?.join(name));
+        }
         let eval = match eval {
             Some((file_set, name)) => Some(self.lock_set(file_set, &mut locks).await?.join(name)),
             None => None,
@@ -186,7 +199,7 @@ impl InputFetcher {
             self.cache.fill(lock, file_set).await?;
         }
         let locks = locks.into_iter().map(|(lock, _)| lock).collect();
-        Ok(FetchedFiles { base, train, eval, init_from, tokens, _locks: locks })
+        Ok(FetchedFiles { base, train: train_paths, eval, init_from, tokens, _locks: locks })
     }
 
     /// Returns the bytes of a checkpoint, which is not kept in the cache.

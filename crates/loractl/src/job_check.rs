@@ -93,8 +93,8 @@ pub(crate) fn check(file: &JobFile) -> Result<Plan> {
 /// Checks the job of `file` as far as possible without its base: that its files exist.
 pub(crate) fn check_without_base(file: &JobFile) -> Result<()> {
     let JobSpec { data, adapter, .. } = &file.job;
-    for (field, path) in [("data.train", Some(&data.train)), ("data.eval", data.eval.as_ref())] {
-        let Some(path) = path else { continue };
+    let train = data.train.iter().map(|path| ("data.train", path));
+    for (field, path) in train.chain(data.eval.as_ref().map(|path| ("data.eval", path))) {
         check_data_file(field, &path.into()).map_err(|error| file.locate(error))?;
     }
     match adapter.init_from.as_ref().map(|dir| PeftAdapter::read(&dir.into())) {

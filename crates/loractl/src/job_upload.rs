@@ -40,7 +40,7 @@ pub(crate) struct LocalFile {
 pub(crate) struct JobUpload {
     base: base::Source,
     files: Vec<LocalFile>,
-    train: v1::StoredFile,
+    train: Vec<v1::StoredFile>,
     eval: Option<v1::StoredFile>,
     init_from: Vec<v1::StoredFile>,
     tokens: Vec<v1::StoredFile>,
@@ -111,7 +111,7 @@ impl JobUpload {
                 base::Source::Path(text.to_owned())
             }
         };
-        let train = take(store_name(&job.data.train), &job.data.train)?;
+        let train = job.data.train.iter().map(|path| take(store_name(path), path)).collect::<Result<_>>()?;
         let eval = job.data.eval.as_ref().map(|path| take(store_name(path), path)).transpose()?;
         let init_from =
             job.adapter.init_from.iter().flat_map(|dir| ADAPTER_FILES.map(|name| (name, dir.join(name))));
@@ -130,7 +130,7 @@ impl JobUpload {
     pub(crate) fn message(&self) -> v1::Inputs {
         v1::Inputs {
             base: Some(v1::Base { source: Some(self.base.clone()) }),
-            train: Some(self.train.clone()),
+            train: self.train.clone(),
             eval: self.eval.clone(),
             init_from: self.init_from.clone(),
             tokens: self.tokens.clone(),
@@ -147,7 +147,7 @@ impl JobUpload {
         let hash = |file: &v1::StoredFile| file.digest.clone();
         let hashes = |files: &[v1::StoredFile]| files.iter().map(hash).collect::<Vec<_>>();
         let one = |file: &Option<v1::StoredFile>| file.as_ref().map(hash);
-        if Some(hash(&self.train)) != one(&earlier.train) {
+        if hashes(&self.train) != hashes(&earlier.train) {
             Some("data.train")
         } else if one(&self.eval) != one(&earlier.eval) {
             Some("data.eval")
@@ -276,8 +276,8 @@ mod tests {
         expected.extend(OPTIONAL_BASE_FILES.iter().filter(|name| dir.path().join(name).is_file()));
         expected.sort();
         assert_eq!(names, expected);
-        let train = DigestBuilder::of_file(&file.job.data.train).unwrap();
-        assert_eq!(message.train.unwrap().digest, Some(train));
+        let train = DigestBuilder::of_file(&file.job.data.train[0]).unwrap();
+        assert_eq!(message.train[0].digest, Some(train));
         assert!(message.eval.is_some() && message.init_from.is_empty());
         assert_eq!(inputs.files().len(), names.len() + 2);
     }

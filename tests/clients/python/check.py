@@ -87,7 +87,7 @@ def submit_request(client, jobs, example, idempotency_key):
         "data": {"max_length": 96},
         "training": {"max_steps": STEPS, "global_batch_size": 4, "micro_batch_size": 2},
     }
-    inputs = {"base": {"files": {"files": base}}, "train": train}
+    inputs = {"base": {"files": {"files": base}}, "train": [train]}
     return jobs.message("SubmitJobRequest")(idempotency_key=idempotency_key, job=job, inputs=inputs)
 
 

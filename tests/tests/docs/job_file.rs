@@ -73,6 +73,7 @@ fn check_row(row: &KeyRow, default: &Value) -> Vec<String> {
         "number" => default.is_number(),
         "path" | "string" => default.is_string(),
         "mapping" => default.is_object(),
+        "list" => default.is_array(),
         _ => false,
     };
     check(default.is_null() || row.kind.split(" or ").any(has_kind), format!("{} is not its type", row.kind));

@@ -100,7 +100,7 @@ pub(crate) fn submit(fixture: &Fixture, service: &TestService, base: base::Sourc
     let api = service.api();
     let inputs = v1::Inputs {
         base: Some(v1::Base { source: Some(base) }),
-        train: Some(api.upload(&fixture.path("train.jsonl"))),
+        train: vec![api.upload(&fixture.path("train.jsonl"))],
         eval: Some(api.upload(&fixture.path("eval.jsonl"))),
         init_from: Vec::new(),
         tokens: Vec::new(),

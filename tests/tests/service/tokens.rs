@@ -78,7 +78,7 @@ fn tokens_that_cannot_be_used_are_made_again() {
     fixture.write("other.safetensors", "not tokens");
     let mut inputs = v1::Inputs {
         base: Some(v1::Base { source: Some(uploaded_base(&fixture, &service)) }),
-        train: Some(api.upload(&fixture.path("train.jsonl"))),
+        train: vec![api.upload(&fixture.path("train.jsonl"))],
         eval: Some(api.upload(&fixture.path("eval.jsonl"))),
         tokens: vec![api.upload(&fixture.path("other.safetensors"))],
         ..v1::Inputs::default()

@@ -35,7 +35,17 @@ pub(crate) fn check(inputs: &v1::Inputs, job: &JobSpec) -> Result<(), FieldError
             }
         }
     }
-    check_file("inputs.train", inputs.train.as_ref().ok_or_else(|| missing("inputs.train"))?)?;
+    if inputs.train.is_empty() {
+        return Err(missing("inputs.train"));
+    }
+    if inputs.train.len() != job.data.train.len() {
+        let message =
+            format!("has {} files, but data.train has {}", inputs.train.len(), job.data.train.len());
+        return Err(FieldError::new("inputs.train", message));
+    }
+    for (index, file) in inputs.train.iter().enumerate() {
+        check_file(&format!("inputs.train[{index}]"), file)?;
+    }
     if let Some(eval) = &inputs.eval {
         check_file("inputs.eval", eval)?;
     }
@@ -79,7 +89,7 @@ pub(crate) fn job_files(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> Op
     };
     Some(JobFiles {
         base: dir(&job.model.base, &set.files),
-        train: file(&job.data.train, inputs.train.as_ref()?),
+        train: job.data.train.iter().zip(&inputs.train).map(|(in_job, train)| file(in_job, train)).collect(),
         eval: job.data.eval.as_ref().zip(inputs.eval.as_ref()).map(|(in_job, eval)| file(in_job, eval)),
         init_from: job.adapter.init_from.as_ref().map(|in_job| dir(in_job, &inputs.init_from)),
         tokens: Some(dir(Path::new("inputs.tokens"), &inputs.tokens)),

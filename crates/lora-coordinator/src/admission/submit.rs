@@ -42,7 +42,9 @@ pub(crate) fn row(request: v1::SubmitJobRequest) -> Result<JobRow, FieldError> {
 /// input.
 pub(crate) fn spec(mut job: v1::JobSpec, inputs: &v1::Inputs) -> Result<JobSpec, FieldError> {
     let data = job.data.get_or_insert_default();
-    data.train = data.train.take().or_else(|| Some(inputs.train.as_ref()?.name.clone()));
+    if data.train.is_empty() {
+        data.train = inputs.train.iter().map(|file| file.name.clone()).collect();
+    }
     data.eval = data.eval.take().or_else(|| Some(inputs.eval.as_ref()?.name.clone()));
     let model = job.model.get_or_insert_default();
     model.base = model.base.take().or_else(|| base_name(inputs.base.as_ref()?));

@@ -66,21 +66,21 @@ async fn a_bad_submit_names_the_field_and_leaves_nothing() {
             r.inputs.as_mut().unwrap().base = Some(v1::Base { source: Some(base::Source::Files(set)) });
         }),
         ("inputs.base.files[1].name", |r| {
-            let file = r.inputs.as_ref().unwrap().train.clone().unwrap();
+            let file = r.inputs.as_ref().unwrap().train[0].clone();
             let set = v1::FileSet { files: vec![file.clone(), file] };
             r.inputs.as_mut().unwrap().base = Some(v1::Base { source: Some(base::Source::Files(set)) });
         }),
-        ("inputs.train", |r| r.inputs.as_mut().unwrap().train = None),
+        ("inputs.train", |r| r.inputs.as_mut().unwrap().train.clear()),
         ("inputs.train.name", |r| {
-            r.inputs.as_mut().unwrap().train.as_mut().unwrap().name = "../secret".into();
+            r.inputs.as_mut().unwrap().train[0].name = "../secret".into();
         }),
-        ("inputs.train.digest", |r| r.inputs.as_mut().unwrap().train.as_mut().unwrap().digest = None),
+        ("inputs.train.digest", |r| r.inputs.as_mut().unwrap().train[0].digest = None),
         ("inputs.train.digest.sha256", |r| {
-            r.inputs.as_mut().unwrap().train.as_mut().unwrap().digest.as_mut().unwrap().sha256 = vec![1; 31];
+            r.inputs.as_mut().unwrap().train[0].digest.as_mut().unwrap().sha256 = vec![1; 31];
         }),
         ("inputs.eval", |r| r.job.as_mut().unwrap().data.as_mut().unwrap().eval = Some("/eval".into())),
         ("inputs.init_from", |r| {
-            let file = r.inputs.as_ref().unwrap().train.clone().unwrap();
+            let file = r.inputs.as_ref().unwrap().train[0].clone();
             r.inputs.as_mut().unwrap().init_from = vec![file];
         }),
     ];
@@ -95,8 +95,7 @@ async fn a_bad_submit_names_the_field_and_leaves_nothing() {
         }
     }
     let mut request = good.clone();
-    request.inputs.as_mut().unwrap().train.as_mut().unwrap().digest =
-        Some(DigestBuilder::of_bytes(b"never uploaded"));
+    request.inputs.as_mut().unwrap().train[0].digest = Some(DigestBuilder::of_bytes(b"never uploaded"));
     let status = cluster.jobs().submit_job(request).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(status.message().contains(&DigestBuilder::of_bytes(b"never uploaded").hex()), "{status}");

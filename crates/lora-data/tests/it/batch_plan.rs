@@ -146,7 +146,8 @@ fn dataset(rows: Vec<Row>) -> Dataset {
         rows: rows.into_iter().collect(),
         sha256: String::new(),
         report: Default::default(),
-        token_file: None,
+        token_files: Vec::new(),
+        parts: Vec::new(),
     }
 }
 

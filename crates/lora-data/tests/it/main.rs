@@ -14,5 +14,6 @@ mod long_conversations;
 mod long_rows;
 mod parquet;
 mod settings;
+mod several_files;
 mod token_files;
 mod tokenizer;

@@ -84,10 +84,10 @@ fn a_dataset_is_tokenized_once() {
     assert!(!fixture.tokenizes(&data));
     let second = fixture.read(&data);
     assert_same(&second, &first);
-    assert_eq!(second.token_file, first.token_file);
+    assert_eq!(second.token_files, first.token_files);
     assert_eq!(
         fixture.token_files(),
-        [first.token_file.unwrap().path()],
+        [first.token_files[0].clone().path()],
         "no lock or temporary file is left"
     );
 }
@@ -146,7 +146,7 @@ fn a_damaged_file_is_made_again() {
     let fixture = Fixture::new();
     let data = DataSpec::default();
     let expected = direct(&fixture, &data);
-    let path = fixture.read(&data).token_file.unwrap().path().to_owned();
+    let path = fixture.read(&data).token_files[0].clone().path().to_owned();
     let whole = fs::read(&path).unwrap();
     for length in 0..whole.len() {
         fs::write(&path, &whole[..length]).unwrap();
@@ -175,9 +175,9 @@ fn the_least_recently_used_files_are_removed() {
     let fixture = Fixture::new();
     let tokenizer = fixture.base.tokenizer();
     let of = |prompt: &str| DataSpec { system_prompt: Some(prompt.into()), ..DataSpec::default() };
-    let first = fixture.read(&of("a")).token_file.unwrap();
+    let first = fixture.read(&of("a")).token_files[0].clone();
     let bytes = first.path().metadata().unwrap().len();
-    let second = fixture.read(&of("b")).token_file.unwrap();
+    let second = fixture.read(&of("b")).token_files[0].clone();
     // The first one is used again.
     assert!(!fixture.tokenizes(&of("a")));
     let small = TokenCache::new(fixture.dir.path().join("tokens"), 2 * bytes + bytes / 2);
@@ -185,7 +185,7 @@ fn the_least_recently_used_files_are_removed() {
     assert!(first.path().exists() && !second.path().exists());
     // The newest file stays, even if it is too large by itself.
     let none = TokenCache::new(fixture.dir.path().join("tokens"), 0);
-    let newest = fixture.read_with(&tokenizer, &of("d"), &none).token_file.unwrap();
+    let newest = fixture.read_with(&tokenizer, &of("d"), &none).token_files[0].clone();
     assert_eq!(fixture.token_files(), [newest.path()]);
 }
 
@@ -196,29 +196,29 @@ fn rows_are_read_without_a_directory_for_tokens() {
     let cache = TokenCache::new(fixture.data.join("not-a-directory"), 1 << 20);
     let read = fixture.read_with(&fixture.base.tokenizer(), &data, &cache);
     assert_same(&read, &direct(&fixture, &data));
-    assert_eq!(read.token_file, None);
+    assert!(read.token_files.is_empty());
 }
 
 #[test]
 fn given_files_come_first() {
     let fixture = Fixture::new();
     let (data, tokenizer) = (DataSpec::default(), fixture.base.tokenizer());
-    let made = fixture.read(&data).token_file.unwrap();
+    let made = fixture.read(&data).token_files[0].clone();
     let given = SourceDir::new("given", made.path().parent().unwrap());
     let progress = |_: &Path, _: f64| panic!("the rows are tokenized");
     let files = TokenFiles { given: Some(&given), progress: Some(&progress), ..TokenFiles::default() };
     let read = Dataset::read_with(&fixture.data.as_path().into(), &tokenizer, &data, files).unwrap();
     assert_same(&read, &direct(&fixture, &data));
     let name = made.path().file_name().unwrap();
-    assert_eq!(read.token_file.unwrap().name(), Path::new("given").join(name));
+    assert_eq!(read.token_files[0].clone().name(), Path::new("given").join(name));
     // A file under the name of another key does not count.
     let other = DataSpec { system_prompt: Some("s".into()), ..data };
-    let wanted = fixture.read(&other).token_file.unwrap();
+    let wanted = fixture.read(&other).token_files[0].clone();
     fs::copy(made.path(), wanted.path()).unwrap();
     let files = TokenFiles { given: Some(&given), ..TokenFiles::default() };
     let read = Dataset::read_with(&fixture.data.as_path().into(), &tokenizer, &other, files).unwrap();
     assert_same(&read, &direct(&fixture, &other));
-    assert_eq!(read.token_file, None);
+    assert!(read.token_files.is_empty());
 }
 
 #[test]

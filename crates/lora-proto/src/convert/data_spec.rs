@@ -19,7 +19,8 @@ impl TryFrom<v1::DataSpec> for DataSpec {
         };
         let format = |text| parse_enum("data.format", Some(text), RowFormat::Text);
         Ok(Self {
-            train: data.train.map_or(default.train, PathBuf::from),
+            train: data.train.into_iter().map(PathBuf::from).collect(),
+            train_weights: data.train_weights,
             eval: data.eval.map(PathBuf::from),
             format: data.format.map(format).transpose()?,
             columns: data.columns.unwrap_or_default().columns.into_iter().collect(),
@@ -43,7 +44,8 @@ impl TryFrom<&DataSpec> for v1::DataSpec {
     fn try_from(data: &DataSpec) -> Result<Self, FieldError> {
         let kwargs = &data.chat_template_kwargs;
         Ok(Self {
-            train: Some(path_text("data.train", &data.train)?),
+            train: data.train.iter().map(|path| path_text("data.train", path)).collect::<Result<_, _>>()?,
+            train_weights: data.train_weights.clone(),
             eval: data.eval.as_deref().map(|path| path_text("data.eval", path)).transpose()?,
             format: data.format.as_ref().and_then(enum_text),
             columns: (!data.columns.is_empty())

@@ -61,6 +61,7 @@ mod tests {
     };
     use prost::Message;
     use prost_types::FileDescriptorSet;
+    use prost_types::field_descriptor_proto::Label;
 
     use super::*;
 
@@ -85,7 +86,8 @@ mod tests {
                 init_from: Some("/a".into()),
             },
             data: DataSpec {
-                train: "/t.jsonl".into(),
+                train: ["/t.jsonl".into(), "/other.jsonl".into()].into_iter().collect(),
+                train_weights: vec![1.0, 0.5],
                 eval: Some("/e.jsonl".into()),
                 format: Some(lora_spec::RowFormat::AlpacaChat),
                 columns: [("input".to_owned(), "question".to_owned())].into(),
@@ -198,7 +200,9 @@ mod tests {
             let is_message = section.type_name.as_deref().and_then(|t| t.rsplit('.').next());
             keys.push((section.name().to_owned(), is_message.is_some()));
             for field in is_message.into_iter().flat_map(fields) {
-                assert!(field.proto3_optional(), "{}.{}", section.name(), field.name());
+                // A missing list is an empty one.
+                let can_be_missing = field.proto3_optional() || field.label() == Label::Repeated;
+                assert!(can_be_missing, "{}.{}", section.name(), field.name());
                 keys.push((format!("{}.{}", section.name(), field.name()), false));
             }
         }

@@ -15,7 +15,7 @@ fn paths_are_relative_to_the_job_file_and_missing_keys_have_defaults() {
     let text = format!("{HEAD}training:\n  lr_scheduler_type: constant_with_warmup\n  learning_rate: 1e-3\n");
     let job = JobFile::parse(&text, Path::new("/jobs/job.yaml")).unwrap().job;
     assert_eq!(job.model.base, Path::new("/jobs/base"));
-    assert_eq!(job.data.train, Path::new("/jobs/rows.jsonl"));
+    assert_eq!(job.data.train[..], [Path::new("/jobs/rows.jsonl")]);
     assert_eq!(job.training.lr_scheduler_type, LrSchedulerType::ConstantWithWarmup);
     assert_eq!(job.training.learning_rate, 1e-3);
     assert_eq!((job.adapter.r, job.adapter.lora_alpha, job.adapter.scaling()), (16, 32.0, 2.0));
@@ -243,5 +243,46 @@ fn a_fraction_of_warm_up_steps_is_rounded_up() {
         [(0.0, 100, 0), (0.03, 100, 3), (0.03, 101, 4), (0.5, 3, 2), (1.0, 100, 1), (7.0, 3, 7)]
     {
         assert_eq!(steps(warmup_steps, total), expected, "{warmup_steps} of {total}");
+    }
+}
+
+#[test]
+fn several_training_files_have_weights() {
+    let parse = |data: &str| {
+        let text = format!("name: a\nmodel: {{base: b}}\ndata:\n  train: {data}\n");
+        JobFile::parse(&text, Path::new("/jobs/j"))
+    };
+    let job = parse("[a.jsonl, ../b.csv]\n  train_weights: [1, 0.5]").unwrap().job;
+    assert_eq!(job.data.train[..], [Path::new("/jobs/a.jsonl"), Path::new("/jobs/../b.csv")]);
+    assert_eq!(job.data.train_weights, [1.0, 0.5]);
+    // A job with one file is written as before.
+    let json = |data: &str| serde_json::to_value(parse(data).unwrap().job).unwrap()["data"]["train"].clone();
+    assert_eq!(json("a.jsonl"), "/jobs/a.jsonl");
+    assert_eq!(json("[a.jsonl]"), "/jobs/a.jsonl");
+    assert_eq!(json("[a.jsonl, b.jsonl]"), serde_json::json!(["/jobs/a.jsonl", "/jobs/b.jsonl"]));
+    for (data, expected) in [
+        ("[]", "/jobs/j:4: data.train: is missing"),
+        ("[a.jsonl, '']", "/jobs/j:4: data.train: is missing"),
+        (
+            "[a.jsonl, b.jsonl, a.jsonl]",
+            "/jobs/j:4: data.train: a.jsonl is listed twice; to take its rows twice",
+        ),
+        ("[a.jsonl, ~/b.jsonl]", "/jobs/j:4: data.train: ~ is not expanded"),
+        (
+            "a.jsonl\n  train_weights: [1, 2]",
+            "/jobs/j:5: data.train_weights: has 2 numbers, but data.train has 1",
+        ),
+        ("a.jsonl\n  train_weights: [0]", "/jobs/j:5: data.train_weights: has 0; a weight is above 0"),
+        ("a.jsonl\n  train_weights: [.nan]", "/jobs/j:5: data.train_weights: has NaN; a weight is above 0"),
+        ("a.jsonl\n  train_weights: [1001]", "/jobs/j:5: data.train_weights: has 1001; a weight is above 0"),
+        ("{path: a.jsonl}", "/jobs/j:4"),
+        ("7", "/jobs/j:4"),
+    ] {
+        let error = parse(data).unwrap_err().to_string();
+        assert!(error.starts_with(expected), "{data}: {error}");
+    }
+    for data in ["{path: a.jsonl}", "7", "[[a]]"] {
+        let error = parse(data).unwrap_err().to_string();
+        assert!(error.contains("data.train") && error.contains("path"), "{error}");
     }
 }

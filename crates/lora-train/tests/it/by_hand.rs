@@ -29,7 +29,7 @@ fn a_run_has_the_bits_of_an_engine_that_is_driven_by_hand() {
     let job = &fixture.job;
     let (training, base) = (&job.training, fixture.base());
     let tokenizer = Tokenizer::load(&job.model.base.as_path().into()).unwrap();
-    let rows = Dataset::read(&job.data.train.as_path().into(), &tokenizer, &job.data).unwrap();
+    let rows = Dataset::read(&(&job.data.train[0]).into(), &tokenizer, &job.data).unwrap();
     let plan = BatchPlan::for_job(job, &rows);
     let adapter =
         Adapter::init(&base, &job.model.base.as_path().into(), &job.adapter, training.seed).unwrap();

@@ -27,7 +27,7 @@ impl Fixture {
         write_rows(&dir.path().join("eval.jsonl"), 100..109);
         let mut job = JobSpec { name: "test".into(), ..JobSpec::default() };
         job.model.base = dir.path().join("base");
-        job.data.train = dir.path().join("train.jsonl");
+        job.data.train = dir.path().join("train.jsonl").into();
         job.data.eval = Some(dir.path().join("eval.jsonl"));
         job.adapter.r = 4;
         job.training.global_batch_size = 12;

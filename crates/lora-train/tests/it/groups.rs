@@ -198,7 +198,7 @@ fn a_finished_run_can_export_in_another_group() {
 fn ranks_with_different_templates_do_not_train_together() {
     let (fixture, other) = (Fixture::new(), Fixture::new());
     let chat = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
-    for train in [&fixture.job.data.train, &other.job.data.train] {
+    for train in [&fixture.job.data.train[0], &other.job.data.train[0]] {
         std::fs::write(train, chat).unwrap();
     }
     let template = other.job.model.base.join("chat_template.jinja");
@@ -220,7 +220,7 @@ fn the_receipt_keeps_the_jobs_own_paths() {
     let base = fixture.base();
     let mut other_paths = Fixture::new();
     other_paths.job.model.base = PathBuf::from("hf://org/name@1a2b");
-    other_paths.job.data.train = PathBuf::from("/somewhere/train.jsonl");
+    other_paths.job.data.train = "/somewhere/train.jsonl".into();
     other_paths.job.data.eval = Some(PathBuf::from("/somewhere/eval.jsonl"));
     let inputs = JobFiles::from_job(&fixture.job);
     let cancel = CancelToken::new();

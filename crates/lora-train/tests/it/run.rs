@@ -341,10 +341,11 @@ fn verify_detects_any_change_of_result_or_inputs() {
         Some(moved.join(name))
     });
     assert!(verify(&out, &InputPaths::default(), 3).is_err(), "the inputs are not at the paths in the job");
+    let train: Vec<_> = train.into_iter().collect();
     let input_paths = InputPaths { base, train, eval, init_from: None };
     assert_eq!(verify(&out, &input_paths, 3).unwrap(), verification);
 
-    write_rows(input_paths.train.as_deref().unwrap(), 1..38);
+    write_rows(&input_paths.train[0], 1..38);
     assert!(verify(&out, &input_paths, 3).unwrap_err().to_string().contains("data.train was changed"));
 }
 

@@ -43,7 +43,7 @@ fn inputs(base: &[u8], train: &[u8]) -> v1::Inputs {
 fn inputs_with(base: v1::base::Source, train: &[u8]) -> v1::Inputs {
     v1::Inputs {
         base: Some(v1::Base { source: Some(base) }),
-        train: Some(stored_file("train.jsonl", train)),
+        train: vec![stored_file("train.jsonl", train)],
         eval: None,
         init_from: Vec::new(),
         tokens: Vec::new(),

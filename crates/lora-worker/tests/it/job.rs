@@ -53,10 +53,10 @@ pub(crate) fn over_rows(
         job: Some(v1::JobSpec::try_from(job).unwrap()),
         inputs: Some(v1::Inputs {
             base: Some(v1::Base { source: Some(base) }),
-            train: Some(StoredFile {
+            train: vec![StoredFile {
                 name: "rows.jsonl".into(),
                 digest: Some(fake.store.add(rows.as_bytes())),
-            }),
+            }],
             ..v1::Inputs::default()
         }),
         rank: 0,

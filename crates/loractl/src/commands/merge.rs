@@ -154,8 +154,8 @@ fn rows(
     receipt: Option<&Receipt>,
     tokenizer: &Tokenizer,
 ) -> Result<Vec<MicroBatch>> {
-    let trained_on = receipt.map(|receipt| &receipt.job.data.train).filter(|path| path.is_file());
-    let path = args.data.as_ref().or(trained_on);
+    let mut trained_on = receipt.into_iter().flat_map(|receipt| &*receipt.job.data.train);
+    let path = args.data.as_ref().or_else(|| trained_on.find(|path| path.is_file()));
     let path = path.ok_or_else(|| {
         anyhow!("--data: the adapter's training rows are not on this machine; name a file of rows")
     })?;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use lora_data::DataReport;
 use lora_model::ModelError;
-use lora_plan::{MemoryEstimate, Plan, PlanData, PlanRow};
+use lora_plan::{MemoryEstimate, Plan, PlanData, PlanFile, PlanRow};
 use lora_spec::{
     BaseDtype, BaseFormat, DeviceKind, DeviceMemory, JobFile, JobSpec, ModelConfig, Quantization,
     SafetensorsIndex, SourceDir, StoredWeight,
@@ -291,10 +291,19 @@ fn data(table: &mut Table, name: &str, data: &PlanData) {
     let DataReport {
         rows_read, rows_kept, dropped, without_targets, truncated, tokens, trained_tokens, ..
     } = data.report;
-    table.row(
-        name,
-        format!("{} of {} in {}", count(rows_kept as u64), count(rows_read as u64), data.path.display()),
-    );
+    let counts = format!("{} of {}", count(rows_kept as u64), count(rows_read as u64));
+    match data.files.as_slice() {
+        [PlanFile { path, weight, .. }] if *weight == 1.0 => {
+            table.row(name, format!("{counts} in {}", path.display()));
+        }
+        files => {
+            table.row(name, format!("{counts} in {} files", files.len()));
+            for PlanFile { path, rows_kept, weight } in files {
+                let rows = format!("{} rows, {weight} times an epoch", count(*rows_kept as u64));
+                table.row(format!("  {}", path.display()), rows);
+            }
+        }
+    }
     for (what, rows) in [("too long", dropped), ("truncated", truncated), ("without target", without_targets)]
     {
         if rows > 0 {

@@ -33,9 +33,10 @@ pub(crate) struct Args {
     /// Directory of the base, if it is not where the job read it.
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
-    /// File of training rows, if it is not where the job read it.
+    /// File of training rows, if it is not where the job read it; given once for each file, in the
+    /// order of the job.
     #[arg(long, value_name = "FILE")]
-    train: Option<PathBuf>,
+    train: Vec<PathBuf>,
     /// File of evaluation rows, if it is not where the job read it.
     #[arg(long, value_name = "FILE")]
     eval: Option<PathBuf>,

@@ -64,9 +64,10 @@ pub(crate) struct FileView {
 #[derive(Debug, Clone, Serialize)]
 struct InputsView {
     base: BaseView,
-    train: Option<FileView>,
+    train: Vec<FileView>,
     eval: Option<FileView>,
     init_from: Vec<FileView>,
+    tokens: Vec<FileView>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -149,9 +150,10 @@ impl From<v1::Inputs> for InputsView {
                 Some(base::Source::Path(path)) => BaseView::Path(path),
                 None => BaseView::Unknown,
             },
-            train: inputs.train.map(Into::into),
+            train: files(inputs.train),
             eval: inputs.eval.map(Into::into),
             init_from: files(inputs.init_from),
+            tokens: files(inputs.tokens),
         }
     }
 }
@@ -242,10 +244,9 @@ pub(crate) fn job_table(job: &v1::Job, tokens_per_second: Option<f64>, seconds_l
         Some(base::Source::Files(set)) => table.row("base", format!("{} uploaded", sizes(&set.files))),
         None => {}
     }
-    for (name, file) in [("training data", inputs.train), ("evaluation data", inputs.eval)] {
-        if let Some(file) = file {
-            table.row(name, format!("{} ({})", file.name, bytes(size(&file))));
-        }
+    let train = inputs.train.iter().map(|file| ("training data", file));
+    for (name, file) in train.chain(inputs.eval.as_ref().map(|file| ("evaluation data", file))) {
+        table.row(name, format!("{} ({})", file.name, bytes(size(file))));
     }
     for (index, file) in job.result.iter().enumerate() {
         let name = if index == 0 { "result" } else { "" };

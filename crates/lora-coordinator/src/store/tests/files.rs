@@ -6,7 +6,7 @@ fn file(name: &str, digest: &v1::FileDigest) -> v1::StoredFile {
 
 fn reading(id: &str, train: &v1::FileDigest, eval: &v1::FileDigest) -> JobRow {
     let inputs =
-        v1::Inputs { train: Some(file("t", train)), eval: Some(file("e", eval)), ..v1::Inputs::default() };
+        v1::Inputs { train: vec![file("t", train)], eval: Some(file("e", eval)), ..v1::Inputs::default() };
     JobRow { inputs, ..job(id) }
 }
 

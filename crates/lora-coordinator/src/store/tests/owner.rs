@@ -167,7 +167,7 @@ async fn an_older_copy_is_refused_after_each_kind_of_change() {
     let train = lora_proto::DigestBuilder::of_bytes(b"train");
     let reading = |digest: &v1::FileDigest| {
         let file = v1::StoredFile { name: "t".into(), digest: Some(digest.clone()) };
-        JobRow { inputs: v1::Inputs { train: Some(file), ..v1::Inputs::default() }, ..job("two") }
+        JobRow { inputs: v1::Inputs { train: vec![file], ..v1::Inputs::default() }, ..job("two") }
     };
     for change in ["start", "input", "submit", "artifact", "result", "collection"] {
         let fixture = Fixture::new().await;
@@ -393,7 +393,7 @@ async fn with_an_older_copy(fixture: Fixture) -> (Closed, v1::FileDigest) {
     let copy = fixture.dir.path().join("copy");
     fixture.vacuum_into(&copy).await;
     let file = v1::StoredFile { name: "t".into(), digest: Some(digest.clone()) };
-    let inputs = v1::Inputs { train: Some(file), ..v1::Inputs::default() };
+    let inputs = v1::Inputs { train: vec![file], ..v1::Inputs::default() };
     fixture.add(JobRow { inputs, ..job("newer") }).await;
     let closed = Closed::from(fixture).await;
     closed.replace_database(Some(&copy));

@@ -91,7 +91,7 @@ impl Cluster {
     pub(crate) async fn inputs(&self) -> v1::Inputs {
         v1::Inputs {
             base: Some(v1::Base { source: Some(base::Source::Path("/base".into())) }),
-            train: Some(self.store("train.jsonl", b"{}\n").await),
+            train: vec![self.store("train.jsonl", b"{}\n").await],
             ..v1::Inputs::default()
         }
     }
@@ -108,7 +108,7 @@ impl Cluster {
         let row = r#"{"prompt": "one", "completion": "1"}"#;
         v1::Inputs {
             base: Some(v1::Base { source: Some(base::Source::Files(v1::FileSet { files })) }),
-            train: Some(self.store("train.jsonl", format!("{row}\n").repeat(4).as_bytes()).await),
+            train: vec![self.store("train.jsonl", format!("{row}\n").repeat(4).as_bytes()).await],
             ..v1::Inputs::default()
         }
     }

@@ -40,12 +40,12 @@ async fn store() -> (FakeArtifacts, TestServer) {
 async fn the_least_recently_used_set_is_evicted_first() {
     let (dir, (store, server)) = (temp(), store().await);
     let cache = cache(dir.path(), 4 + 200);
-    let a = fetch(&cache, 'a', &server).await.train;
-    let b = fetch(&cache, 'b', &server).await.train;
+    let a = fetch(&cache, 'a', &server).await.train.remove(0);
+    let b = fetch(&cache, 'b', &server).await.train.remove(0);
     age(&a, 300);
     age(&b, 200);
     drop(fetch(&cache, 'a', &server).await);
-    let c = fetch(&cache, 'c', &server).await.train;
+    let c = fetch(&cache, 'c', &server).await.train.remove(0);
     assert_eq!((a.exists(), b.exists(), c.exists()), (true, false, true));
     assert_eq!(fs::read_dir(dir.path().join("objects")).unwrap().count(), 3, "base, a and c");
     assert_eq!(store.offsets().len(), 4);
@@ -57,12 +57,15 @@ async fn locked_sets_are_not_evicted() {
     let (one, two) = (cache(dir.path(), 4 + 100), cache(dir.path(), 4 + 100));
     let a = fetch(&one, 'a', &server).await;
     let b = fetch(&two, 'b', &server).await;
-    assert!(a.train.exists() && b.train.exists(), "the cache exceeds its limit, but everything is in use");
-    let path = a.train.clone();
+    assert!(
+        a.train[0].exists() && b.train[0].exists(),
+        "the cache exceeds its limit, but everything is in use"
+    );
+    let path = a.train[0].clone();
     drop(a);
     let c = fetch(&two, 'c', &server).await;
-    assert_eq!((path.exists(), b.train.exists(), c.train.exists()), (false, true, true));
-    assert_eq!(fs::read(&b.train).unwrap(), rows('b'));
+    assert_eq!((path.exists(), b.train[0].exists(), c.train[0].exists()), (false, true, true));
+    assert_eq!(fs::read(&b.train[0]).unwrap(), rows('b'));
     assert!(c.base.join("config.json").exists());
 }
 
@@ -71,7 +74,7 @@ async fn a_job_larger_than_the_cache_is_served() {
     let (dir, (_store, server)) = (temp(), store().await);
     let cache = cache(dir.path(), 10);
     let a = fetch(&cache, 'a', &server).await;
-    assert_eq!(fs::read(&a.train).unwrap(), rows('a'));
+    assert_eq!(fs::read(&a.train[0]).unwrap(), rows('a'));
     drop(a);
     drop(super::cache(dir.path(), 10));
     assert!(tree(dir.path()).is_empty(), "nothing is in use any more");
@@ -82,15 +85,15 @@ async fn a_file_of_two_sets_is_removed_with_the_last_one() {
     let (dir, (store, server)) = (temp(), store().await);
     let cache = cache(dir.path(), 100 + 4);
     let mut requested = inputs(BASE, &rows('a'));
-    let first = cache.inputs(&requested, server.channel()).await.unwrap().train;
-    requested.train.as_mut().unwrap().name = "other.jsonl".to_owned();
+    let first = cache.inputs(&requested, server.channel()).await.unwrap().train.remove(0);
+    requested.train[0].name = "other.jsonl".to_owned();
     let second = cache.inputs(&requested, server.channel()).await.unwrap();
-    assert!(first.exists() && second.train.exists(), "they are one file on disk");
+    assert!(first.exists() && second.train[0].exists(), "they are one file on disk");
     assert_eq!(store.offsets().len(), 2);
     age(&first, 100);
     let b = fetch(&cache, 'b', &server).await;
-    assert!(!first.exists() && second.train.exists());
-    assert_eq!(fs::read(&second.train).unwrap(), rows('a'));
+    assert!(!first.exists() && second.train[0].exists());
+    assert_eq!(fs::read(&second.train[0]).unwrap(), rows('a'));
     drop((b, second));
 }
 

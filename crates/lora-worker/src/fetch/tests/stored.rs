@@ -30,7 +30,7 @@ async fn inputs_keep_their_names_and_are_fetched_once() {
                 ],
             })),
         }),
-        train: Some(stored_file("rows.jsonl", b"rows")),
+        train: vec![stored_file("rows.jsonl", b"rows")],
         eval: Some(stored_file("rows.jsonl", b"other rows")),
         init_from: vec![stored_file("adapter_model.safetensors", b"adapter")],
         tokens: vec![stored_file("key.safetensors", b"other rows")],
@@ -40,17 +40,17 @@ async fn inputs_keep_their_names_and_are_fetched_once() {
     assert_eq!(fs::read(got.base.join("config.json")).unwrap(), b"config");
     assert_eq!(fs::read(got.base.join("model.safetensors")).unwrap(), b"weights");
     assert_eq!(fs::read(got.base.join("merges.txt")).unwrap(), b"");
-    assert_eq!(fs::read(&got.train).unwrap(), b"rows");
+    assert_eq!(fs::read(&got.train[0]).unwrap(), b"rows");
     assert_eq!(fs::read(&eval).unwrap(), b"other rows");
     assert_eq!(fs::read(init_from.join("adapter_model.safetensors")).unwrap(), b"adapter");
     assert_eq!(fs::read(got.tokens.clone().unwrap().join("key.safetensors")).unwrap(), b"other rows");
-    assert!(got.train.ends_with("rows.jsonl") && eval.ends_with("rows.jsonl"));
+    assert!(got.train[0].ends_with("rows.jsonl") && eval.ends_with("rows.jsonl"));
     assert_eq!(store.offsets(), [0; 6]);
     assert_eq!(fs::read_dir(dir.path().join("partial")).unwrap().count(), 0);
 
     let modified = fs::metadata(got.base.join("model.safetensors")).unwrap().modified().unwrap();
     let again = cache(dir.path(), LARGE_CACHE).inputs(&requested, server.channel()).await.unwrap();
-    assert_eq!((&again.base, &again.train, &again.eval), (&got.base, &got.train, &got.eval));
+    assert_eq!((&again.base, &again.train[0], &again.eval), (&got.base, &got.train[0], &got.eval));
     assert_eq!(fs::metadata(again.base.join("model.safetensors")).unwrap().modified().unwrap(), modified);
     assert_eq!(store.offsets().len(), 6, "nothing was downloaded again");
 }
@@ -70,7 +70,7 @@ async fn a_broken_download_is_resumed() {
     let part = dir.path().join("partial").join(DigestBuilder::of_bytes(&rows).hex()).join("content");
     until(|| fs::metadata(&part).unwrap().len() == 1_500_000).await;
     let got = cache.inputs(&requested, server.channel()).await.unwrap();
-    assert_eq!(fs::read(got.train).unwrap(), rows);
+    assert_eq!(fs::read(&got.train[0]).unwrap(), rows);
     assert_eq!(store.offsets(), [0, 0, 1_500_000]);
 }
 
@@ -90,7 +90,7 @@ async fn a_cancelled_fetch_is_resumed() {
     }
     store.continue_downloads();
     let got = timeout(TEST_TIMEOUT, cache.inputs(&requested, server.channel())).await.unwrap().unwrap();
-    assert_eq!(fs::read(got.train).unwrap(), rows);
+    assert_eq!(fs::read(&got.train[0]).unwrap(), rows);
     assert_eq!(store.offsets(), [0, 0, 1 << 18]);
 }
 
@@ -112,8 +112,8 @@ async fn two_workers_fetch_a_file_once() {
     };
     let ((one, two), ()) = timeout(TEST_TIMEOUT, async { tokio::join!(both, open) }).await.unwrap();
     let (one, two) = (one.unwrap(), two.unwrap());
-    assert_eq!((&one.base, &one.train), (&two.base, &two.train));
-    assert_eq!(fs::read(&one.train).unwrap(), rows);
+    assert_eq!((&one.base, &one.train[0]), (&two.base, &two.train[0]));
+    assert_eq!(fs::read(&one.train[0]).unwrap(), rows);
     assert_eq!(store.offsets(), [0, 0], "one download of the base, one of the rows");
 }
 
@@ -133,7 +133,7 @@ async fn corrupt_content_is_rejected() {
     }
     store.add(b"rows");
     let got = cache.inputs(&requested, server.channel()).await.unwrap();
-    assert_eq!(fs::read(got.train).unwrap(), b"rows");
+    assert_eq!(fs::read(&got.train[0]).unwrap(), b"rows");
 }
 
 #[tokio::test]
@@ -144,11 +144,11 @@ async fn a_file_of_another_length_is_fetched_again() {
     let (cache, requested) = (cache(dir.path(), LARGE_CACHE), inputs(b"base", b"rows"));
     for damage in [b"".as_slice(), b"row", b"rows and more"] {
         let got = cache.inputs(&requested, server.channel()).await.unwrap();
-        assert_eq!(fs::read(&got.train).unwrap(), b"rows");
-        fs::write(&got.train, damage).unwrap();
+        assert_eq!(fs::read(&got.train[0]).unwrap(), b"rows");
+        fs::write(&got.train[0], damage).unwrap();
     }
     let got = cache.inputs(&requested, server.channel()).await.unwrap();
-    assert_eq!(fs::read(&got.train).unwrap(), b"rows");
+    assert_eq!(fs::read(&got.train[0]).unwrap(), b"rows");
     assert_eq!(store.offsets().len(), 2 + 3);
 }
 
@@ -161,7 +161,7 @@ async fn names_that_could_leave_the_cache_are_refused() {
     let long = "x".repeat(256);
     for name in ["", ".", "..", "../x", "a/b", "/x", ".hidden", "a\\b", "a\0b", "ä", "a b", "a\nb", &long] {
         let mut requested = inputs(b"rows", b"rows");
-        requested.train = Some(stored_file(name, b"rows"));
+        requested.train = vec![stored_file(name, b"rows")];
         let error = refusal(cache.inputs(&requested, server.channel()).await).to_string();
         assert!(error.starts_with("data.train: ") && error.contains("is not a file name"), "{error}");
         assert!(error.lines().count() == 1 && error.len() < 300, "{error}");
@@ -173,13 +173,13 @@ async fn names_that_could_leave_the_cache_are_refused() {
     assert!(!error.is_transient());
     for sha256 in [vec![], vec![0; 31], b"../../../../../../../etc/xxxxxxxx".to_vec()] {
         requested = inputs(b"rows", b"rows");
-        requested.train.as_mut().unwrap().digest.as_mut().unwrap().sha256 = sha256;
+        requested.train[0].digest.as_mut().unwrap().sha256 = sha256;
         let error = refusal(cache.inputs(&requested, server.channel()).await).to_string();
         assert_eq!(error, "data.train: file train.jsonl has no SHA-256");
     }
     for (requested, expected) in [
         (
-            v1::Inputs { train: None, ..inputs(b"rows", b"rows") },
+            v1::Inputs { train: Vec::new(), ..inputs(b"rows", b"rows") },
             "data.train: is missing from the job's inputs",
         ),
         (
