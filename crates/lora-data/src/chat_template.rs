@@ -11,6 +11,7 @@ use crate::Message;
 use crate::jinja::{self, GENERATED_END, GENERATED_START};
 
 /// A compiled chat template. The special tokens of the base are variables.
+#[derive(Clone)]
 pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
     source: String,

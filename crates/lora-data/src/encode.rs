@@ -3,12 +3,11 @@
 use std::ops::Range;
 
 use lora_spec::DataSpec;
-use serde_json::Value as Json;
 
 use crate::conversation::WholeConversation;
 use crate::row_format::RowContent;
 use crate::row_notes::RowNotes;
-use crate::tokenizer::Span;
+use crate::tokenizer::{Chat, Span};
 use crate::{DataError, Message, Row, TokenRows, Tokenizer};
 
 /// Roles that chat templates support by convention.
@@ -27,14 +26,16 @@ pub(crate) fn encode_row(
     notes: &mut RowNotes,
 ) -> Result<Vec<Row>, DataError> {
     let mut samples = match content {
-        RowContent::Chat { messages, tools, from } if !data.assistant_only_loss => {
+        RowContent::Chat { messages, tools, variables, from } if !data.assistant_only_loss => {
             check_roles(&messages)?;
-            vec![encode_whole_chat(tokenizer, (&messages, tools.as_ref()), from, notes)?]
+            let chat = Chat { messages: &messages, tools: tools.as_ref(), variables: &variables };
+            vec![encode_whole_chat(tokenizer, chat, from, notes)?]
         }
-        RowContent::Chat { messages, tools, from } => {
+        RowContent::Chat { messages, tools, variables, from } => {
             check_roles(&messages)?;
             let encode = |messages: &[Message], from, notes: &mut RowNotes| {
-                encode_chat(tokenizer, (messages, tools.as_ref()), from, notes)
+                let chat = Chat { messages, tools: tools.as_ref(), variables: &variables };
+                encode_chat(tokenizer, chat, from, notes)
             };
             let turns: Vec<usize> = (from..messages.len()).filter(|i| messages[*i].is_trained()).collect();
             match turns.split_last().filter(|_| data.split_turns) {
@@ -72,11 +73,11 @@ pub(crate) fn encode_row(
 
 fn encode_chat(
     tokenizer: &Tokenizer,
-    (messages, tools): (&[Message], Option<&Json>),
+    chat: Chat,
     from: usize,
     notes: &mut RowNotes,
 ) -> Result<Row, DataError> {
-    let conversation = tokenizer.conversation(messages, tools, from)?;
+    let conversation = tokenizer.conversation(chat, from)?;
     let spans = tokenizer.encode_spans(&conversation.text, false)?;
     let row = mask(&spans, |span| conversation.trained.iter().any(|range| overlaps(span, range)));
     *notes = RowNotes { is_conversation: true, ..conversation.notes };
@@ -92,17 +93,16 @@ fn encode_chat(
 /// messages before `from`, and the generation prompt) has at its beginning too, as in TRL.
 fn encode_whole_chat(
     tokenizer: &Tokenizer,
-    (messages, tools): (&[Message], Option<&Json>),
+    chat: Chat,
     from: usize,
     notes: &mut RowNotes,
 ) -> Result<Row, DataError> {
-    let WholeConversation { text, prompt, notes: of_template } =
-        tokenizer.whole_conversation(messages, tools, from)?;
+    let WholeConversation { text, prompt, notes: of_template } = tokenizer.whole_conversation(chat, from)?;
     let spans = tokenizer.encode_spans(&text, false)?;
     let prompt = tokenizer.encode(&prompt, false)?;
     let shared = prompt.iter().zip(&spans).take_while(|(token, span)| **token == span.token).count();
     *notes = RowNotes { is_conversation: true, has_other_prompt: shared < prompt.len(), ..of_template };
-    if messages.last().is_some_and(|message| message.role() == "assistant") {
+    if chat.messages.last().is_some_and(|message| message.role() == "assistant") {
         let end = text.trim_end().len();
         let last = spans.iter().rev().find(|span| overlaps(span, &(0..end))).map(|span| span.token);
         notes.unstopped = last.filter(|token| !tokenizer.stop_tokens().contains(token));

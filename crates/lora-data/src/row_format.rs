@@ -1,7 +1,7 @@
 //! The contents of dataset rows, by their format.
 
-use lora_spec::{DataSpec, RowFormat};
-use serde_json::{Map, Value as Json, json};
+use lora_spec::{DataSpec, RowFormat, TEMPLATE_VARIABLES};
+use serde_json::{Map, Value as Json};
 
 use crate::Message;
 use crate::message::json_type_name;
@@ -9,7 +9,13 @@ use crate::message::json_type_name;
 /// The contents of a row.
 pub(crate) enum RowContent {
     /// A conversation. The assistant's turns from message `from` are trained.
-    Chat { messages: Vec<Message>, tools: Option<Json>, from: usize },
+    Chat {
+        messages: Vec<Message>,
+        tools: Option<Json>,
+        /// Variables of the chat template, besides those of the job.
+        variables: Map<String, Json>,
+        from: usize,
+    },
     /// A text. It is trained from byte `from`, and so is the end-of-sequence token after it.
     Plain { text: String, from: usize },
 }
@@ -35,10 +41,6 @@ pub(crate) fn take_row(
             format
         }
     };
-    if row.get("chat_template_kwargs").is_some_and(|kwargs| *kwargs != json!(data.chat_template_kwargs)) {
-        return Err("`chat_template_kwargs` of a row is not supported; set data.chat_template_kwargs".into());
-    }
-    row.shift_remove("chat_template_kwargs");
     let mut content = take_content(format, data, row)?;
     if let (RowContent::Chat { messages, from, .. }, Some(system)) = (&mut content, &data.system_prompt)
         && !messages.first().is_some_and(|message| ["system", "developer"].contains(&message.role()))
@@ -46,7 +48,23 @@ pub(crate) fn take_row(
         messages.insert(0, Message::new("system", system));
         *from += usize::from(*from > 0);
     }
+    if let RowContent::Chat { variables, .. } = &mut content {
+        *variables = take_variables(row)?;
+    }
     Ok((format, content))
+}
+
+/// Removes the row's variables of the chat template, which are TRL's `chat_template_kwargs`.
+fn take_variables(row: &mut Map<String, Json>) -> Result<Map<String, Json>, String> {
+    match take(row, "chat_template_kwargs") {
+        Json::Null => Ok(Map::new()),
+        Json::Object(variables) => match variables.keys().find(|name| TEMPLATE_VARIABLES.contains(&&***name))
+        {
+            Some(name) => Err(format!("`chat_template_kwargs` has `{name}`, which the row sets itself")),
+            None => Ok(variables),
+        },
+        other => Err(format!("`chat_template_kwargs` is {}; it must be an object", json_type_name(&other))),
+    }
 }
 
 /// Gives the columns of `data.columns` the names of the formats' keys. A key of a row that has such
@@ -127,12 +145,12 @@ fn take_content(
     match format {
         RowFormat::Messages => {
             let messages = Message::list_from_json("messages", take(row, "messages"))?;
-            Ok(RowContent::Chat { messages, tools: take_tools(row)?, from: 0 })
+            Ok(RowContent::Chat { messages, tools: take_tools(row)?, variables: Map::new(), from: 0 })
         }
         RowFormat::Conversations => {
             let mut messages = Message::list_from_json("conversations", take(row, "conversations"))?;
             add_system(&mut messages, take_text(row, "system")?)?;
-            Ok(RowContent::Chat { messages, tools: take_tools(row)?, from: 0 })
+            Ok(RowContent::Chat { messages, tools: take_tools(row)?, variables: Map::new(), from: 0 })
         }
         RowFormat::PromptCompletion => match (take(row, "prompt"), take(row, "completion")) {
             (Json::String(prompt), Json::String(completion)) => {
@@ -143,7 +161,7 @@ fn take_content(
                 let mut messages = Message::list_from_json("prompt", prompt)?;
                 let from = if data.completion_only_loss { messages.len() } else { 0 };
                 messages.extend(Message::list_from_json("completion", completion)?);
-                Ok(RowContent::Chat { messages, tools: take_tools(row)?, from })
+                Ok(RowContent::Chat { messages, tools: take_tools(row)?, variables: Map::new(), from })
             }
             (prompt, completion) => Err(format!(
                 "`prompt` is {} and `completion` is {}; both must be strings, or both lists of messages",
@@ -182,7 +200,7 @@ fn take_content(
             let question = if input.is_empty() { instruction } else { format!("{instruction}\n{input}") };
             let output = take_string(row, "output")?;
             messages.extend([Message::new("user", &question), Message::new("assistant", &output)]);
-            Ok(RowContent::Chat { messages, tools: None, from: 0 })
+            Ok(RowContent::Chat { messages, tools: None, variables: Map::new(), from: 0 })
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The tokenizer and chat template of a base.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 
@@ -36,6 +37,15 @@ pub struct Tokenizer {
     template_of_job: Option<String>,
     /// Number of rows of the base's embedding, if the tokens are checked against it.
     embedding_rows: Option<usize>,
+}
+
+/// A conversation, and what its template gets besides.
+#[derive(Clone, Copy)]
+pub(crate) struct Chat<'a> {
+    pub(crate) messages: &'a [Message],
+    pub(crate) tools: Option<&'a Json>,
+    /// Variables of the template, which precede those of the job.
+    pub(crate) variables: &'a Map<String, Json>,
 }
 
 /// A token and its byte range in the text.
@@ -267,24 +277,24 @@ impl Tokenizer {
         Ok(spans.map(|(&token, &(start, end))| Span { token, start, end }).collect())
     }
 
-    pub(crate) fn conversation(
-        &self,
-        messages: &[Message],
-        tools: Option<&Json>,
-        from: usize,
-    ) -> Result<Conversation, DataError> {
-        render_conversation(self.chat_template()?, messages, tools, from, &self.stop_texts)
+    pub(crate) fn conversation(&self, chat: Chat, from: usize) -> Result<Conversation, DataError> {
+        let template = self.template_with(chat.variables)?;
+        render_conversation(&template, chat.messages, chat.tools, from, &self.stop_texts)
             .map_err(DataError::ChatTemplate)
     }
 
-    pub(crate) fn whole_conversation(
-        &self,
-        messages: &[Message],
-        tools: Option<&Json>,
-        from: usize,
-    ) -> Result<WholeConversation, DataError> {
-        render_whole_conversation(self.chat_template()?, messages, tools, from)
-            .map_err(DataError::ChatTemplate)
+    pub(crate) fn whole_conversation(&self, chat: Chat, from: usize) -> Result<WholeConversation, DataError> {
+        let template = self.template_with(chat.variables)?;
+        render_whole_conversation(&template, chat.messages, chat.tools, from).map_err(DataError::ChatTemplate)
+    }
+
+    /// The chat template with variables of a row.
+    fn template_with(&self, variables: &Map<String, Json>) -> Result<Cow<'_, ChatTemplate>, DataError> {
+        let mut template = Cow::Borrowed(self.chat_template()?);
+        if !variables.is_empty() {
+            template.to_mut().set_variables(variables);
+        }
+        Ok(template)
     }
 
     fn chat_template(&self) -> Result<&ChatTemplate, DataError> {

@@ -45,7 +45,7 @@ pub use buffer_sizes::{
     GPU_LOGITS_PER_CHUNK, GPU_PANEL_BYTES, GPU_PANEL_ROW_ALIGNMENT, GPU_WORKSPACE_BYTES,
     MAX_CONCURRENT_DECOMPOSITIONS, MAX_MMA_HEAD_DIM, PAGED_WINDOW_ELEMENTS, chunk_rows, gpu_panel_rows,
 };
-pub use data_spec::{DataSpec, LongRows};
+pub use data_spec::{DataSpec, LongRows, TEMPLATE_VARIABLES};
 pub use device::{DeviceSpec, ParseDeviceError};
 pub use device_memory::{DeviceKind, DeviceMemory};
 pub use git_lfs::{GIT_LFS_POINTER, is_git_lfs_pointer};

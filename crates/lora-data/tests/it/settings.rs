@@ -97,14 +97,41 @@ fn a_template_of_the_job_and_its_variables_replace_those_of_the_base() {
 }
 
 #[test]
-fn variables_of_a_single_row_are_refused_unless_they_are_the_jobs() {
-    let mut row = json!({"messages": [{"role": "assistant", "content": "a"}]});
-    row["chat_template_kwargs"] = json!({"enable_thinking": false});
-    let mut data = DataSpec::default();
-    let error = error(&data, row.clone());
-    assert!(error.contains("set data.chat_template_kwargs"), "{error}");
-    data.chat_template_kwargs.insert("enable_thinking".into(), false.into());
-    assert_eq!(marked(&data, row).len(), 1);
+fn variables_of_a_row_precede_those_of_the_job() {
+    let template = "{% for m in messages %}[{{ m.role }} {{ mood }}{{ other }}]{{ m.content }}</s>{% endfor %}\
+                    {% if add_generation_prompt %}[assistant {{ mood }}{{ other }}]{% endif %}";
+    let mut data = DataSpec { chat_template: Some(template.into()), ..DataSpec::default() };
+    data.chat_template_kwargs.insert("mood".into(), "job".into());
+    data.chat_template_kwargs.insert("other".into(), "!".into());
+    let base = BaseDir::with_template("</s>", CHATML);
+    let mut row =
+        json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]});
+    let mut rows = vec![row.clone()];
+    for variables in [json!({"mood": "row"}), json!({}), Json::Null, json!({"mood": null, "unread": 1})] {
+        row["chat_template_kwargs"] = variables;
+        rows.push(row.clone());
+    }
+    for (whole, from) in [
+        (false, "[user job!]q</s>[assistant job!]⟦a</s>⟧"),
+        (true, "[⟦user job!]q</s>[assistant job!]a</s>⟧"),
+    ] {
+        let data = DataSpec { assistant_only_loss: !whole, ..data.clone() };
+        let (_, texts) = read(&base, &data, &rows).unwrap();
+        let with = |mood: &str| from.replace("job", mood);
+        assert_eq!(texts, [with("job"), with("row"), with("job"), with("job"), with("None")]);
+    }
+    for (variables, expected) in [
+        (json!("mood"), "`chat_template_kwargs` is a string; it must be an object"),
+        (json!({"tools": []}), "`chat_template_kwargs` has `tools`, which the row sets itself"),
+    ] {
+        row["chat_template_kwargs"] = variables;
+        let error = error(&data, row.clone());
+        assert!(error.ends_with(expected), "{error}");
+    }
+    // Other rows have no template.
+    let plain = json!({"text": "t", "chat_template_kwargs": {"mood": "row"}});
+    let (dataset, _) = read(&base, &data, &[plain]).unwrap();
+    assert_eq!(dataset.report.ignored_keys["chat_template_kwargs"], 1);
 }
 
 #[test]
