@@ -42,6 +42,7 @@ mod token_files;
 mod token_rows;
 mod tokenizer;
 mod tokenizer_files;
+mod turns;
 
 pub use batch::{MicroBatchRows, PAD_MULTIPLE, RowLayout, SAMPLE_ROWS, SAMPLE_TOKENS, collate, sample_rows};
 pub use batch_plan::BatchPlan;

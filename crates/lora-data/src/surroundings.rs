@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use crate::Message;
 use crate::anchors::Anchored;
-use crate::conversation::Turn;
 use crate::message::Part;
+use crate::turns::Turn;
 
 /// The number of successive turns of a shape that must have the same surroundings before others
 /// are found by them.
