@@ -31,6 +31,12 @@ pub(crate) fn checks(example: &Path) -> Vec<Check> {
         check("steps as on the CPU, bf16", |bench, example| {
             like_the_cpu(bench, &job(example, BaseDtype::Bf16))
         }),
+        check("packed steps as on the CPU, f32", |bench, example| {
+            like_the_cpu(bench, &packed(example, BaseDtype::F32))
+        }),
+        check("packed steps as on the CPU, bf16", |bench, example| {
+            like_the_cpu(bench, &packed(example, BaseDtype::Bf16))
+        }),
         check("steps with PiSSA as on the CPU, f32", |bench, example| {
             from_the_base(bench, example, BaseDtype::F32)
         }),
@@ -48,12 +54,21 @@ fn job(example: &Path, dtype: BaseDtype) -> JobSpec {
     let mut job = JobSpec { name: "check".into(), ..JobSpec::default() };
     job.model.base = example.join("base");
     job.model.dtype = dtype;
-    job.data.train = example.join("train.jsonl");
+    job.data.train = example.join("train.jsonl").into();
     job.adapter.r = 4;
     job.training.max_steps = Some(3);
     job.training.global_batch_size = 6;
     job.training.micro_batch_size = 2;
     job.training.learning_rate = 1e-3;
+    job
+}
+
+/// A job whose rows have several samples each.
+fn packed(example: &Path, dtype: BaseDtype) -> JobSpec {
+    let mut job = job(example, dtype);
+    job.data.packing = true;
+    job.data.max_length = 128;
+    job.training.global_batch_size = 16;
     job
 }
 
