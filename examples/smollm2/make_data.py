@@ -1,6 +1,6 @@
 """Writes train.jsonl and eval.jsonl: US addresses as people write them, and their parts as JSON.
 
-    pip download --no-deps --no-binary :all: usaddress==0.5.16
+    pip download --no-deps --no-binary usaddress usaddress==0.5.16
     python make_data.py usaddress-0.5.16.tar.gz
 
 The source distribution of usaddress (MIT licence, DataMade) contains addresses that people labelled

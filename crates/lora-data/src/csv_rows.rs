@@ -22,8 +22,11 @@ pub(crate) fn read_rows<'a>(name: &'a Path, bytes: &'a [u8]) -> Result<RawRows<'
     if let Some(twice) = header.iter().find(|name| !names.insert(*name)) {
         return Err(DataError::file(name, format!("its header has the name {twice:?} twice")));
     }
-    if bytes.iter().filter(|&&byte| byte == b'"').count() % 2 == 1 {
-        return Err(DataError::file(name, "has a quote that is not closed"));
+    if let Some(line) = unclosed_quote(bytes) {
+        return Err(DataError::Row {
+            at: format!("{}:{line}", name.display()),
+            message: "a quote that begins here is not closed".to_owned(),
+        });
     }
     let lines = bytes.iter().filter(|&&byte| byte == b'\n').count();
     Ok(RawRows::new(
@@ -35,6 +38,27 @@ pub(crate) fn read_rows<'a>(name: &'a Path, bytes: &'a [u8]) -> Result<RawRows<'
             Ok((line, RawRow::Object(pairs.collect())))
         }),
     ))
+}
+
+/// The line (from 1) of a quote that is not closed. After a missing quote the next one, which
+/// begins a value, seems to end one: it is not followed by a comma or the end of the line.
+fn unclosed_quote(bytes: &[u8]) -> Option<usize> {
+    if bytes.iter().filter(|&&byte| byte == b'"').count() % 2 == 0 {
+        return None;
+    }
+    let (mut line, mut opened) = (1, None);
+    for (at, byte) in bytes.iter().enumerate() {
+        match (byte, opened) {
+            (b'\n', _) => line += 1,
+            (b'"', None) => opened = Some(line),
+            (b'"', Some(from)) => match bytes.get(at + 1) {
+                None | Some(b',' | b'\r' | b'\n' | b'"') => opened = None,
+                Some(_) => return Some(from),
+            },
+            _ => {}
+        }
+    }
+    opened.or(Some(line))
 }
 
 fn invalid(name: &Path, error: &csv::Error) -> DataError {

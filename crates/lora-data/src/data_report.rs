@@ -60,6 +60,14 @@ pub struct DataReport {
     /// Number of conversations whose prompt has other tokens alone than in the conversation. They
     /// are trained from the first of these tokens on.
     pub other_prompts: usize,
+    /// Number of rows with tools that the chat template does not read.
+    pub unread_tools: usize,
+    /// Number of trained answers without a text.
+    pub empty_answers: usize,
+    /// Columns of `data.columns` (by the key of a format) that rows have, and the number of rows.
+    pub renamed_columns: BTreeMap<String, usize>,
+    /// Number of conversations that begin with `data.system_prompt`.
+    pub system_prompts: usize,
     /// Number of rows that are conversations, which the chat template renders.
     pub conversations: usize,
 }
@@ -80,6 +88,8 @@ impl DataReport {
         self.two_bos += usize::from(notes.has_two_bos);
         self.shared_tokens += usize::from(notes.has_shared_token);
         self.other_prompts += usize::from(notes.has_other_prompt);
+        self.unread_tools += usize::from(notes.has_unread_tools);
+        self.empty_answers += notes.empty_answers;
         self.conversations += usize::from(notes.is_conversation);
     }
 
@@ -101,6 +111,10 @@ impl DataReport {
             two_bos,
             shared_tokens,
             other_prompts,
+            unread_tools,
+            empty_answers,
+            renamed_columns,
+            system_prompts,
             conversations,
             rows_kept: _,
             tokens: _,
@@ -124,6 +138,10 @@ impl DataReport {
         self.two_bos += two_bos;
         self.shared_tokens += shared_tokens;
         self.other_prompts += other_prompts;
+        self.unread_tools += unread_tools;
+        self.empty_answers += empty_answers;
+        join_counts(&mut self.renamed_columns, renamed_columns);
+        self.system_prompts += system_prompts;
         self.conversations += conversations;
     }
 
@@ -143,6 +161,18 @@ impl DataReport {
         let mut notes: Vec<String> = self.ignored_keys.iter().map(of_key).collect();
         notes.extend(self.unread_message_keys.iter().map(unread));
         notes.extend(self.left_out.iter().map(left_out));
+        if self.unread_tools > 0 {
+            notes.push(format!(
+                "the chat template does not read the tools of {}: the model does not see them",
+                count(self.unread_tools, "row", "rows")
+            ));
+        }
+        if self.empty_answers > 0 {
+            notes.push(format!(
+                "{} empty: only the end of the turn is trained",
+                count(self.empty_answers, "answer is", "answers are")
+            ));
+        }
         if self.changed_turns > 0 {
             notes.push(format!(
                 "the chat template renders {} otherwise once others follow (without reasoning, for example); \

@@ -32,6 +32,8 @@ pub struct Dataset {
     pub report: DataReport,
     /// The files with the tokens of the rows.
     pub token_files: Vec<SourceFile>,
+    /// Why tokens could not be kept, for users.
+    pub cache_problems: Vec<String>,
     /// The parts of a dataset of several files, or with a weight; empty: an epoch has each row
     /// once.
     pub parts: Vec<DatasetPart>,
@@ -80,7 +82,8 @@ impl Dataset {
         let kind = FileFormat::from_name(file.name())?.kind;
         let hash = || HashedFile::open(file, &Cell::new(0))?.finish();
         let sha256 = hash().map_err(|source| DataError::read(file, source))?;
-        let (encoded, token_file) = token_files.rows(file, (kind, &sha256), tokenizer, data)?;
+        let (encoded, token_file, cache_problem) =
+            token_files.rows(file, (kind, &sha256), tokenizer, data)?;
         let EncodedRows { mut rows, numbers, mut report } = encoded;
         let mut lengths = Vec::with_capacity(rows.len());
         let (mut long, mut without_targets, mut not_embedded) = (Vec::new(), Vec::new(), None);
@@ -115,7 +118,8 @@ impl Dataset {
         report.set_lengths(lengths);
         let problems = problems((file, kind), data, numbers.len(), long, without_targets);
         let token_files = token_file.into_iter().collect();
-        Ok((Self { rows, sha256, report, token_files, parts: Vec::new() }, problems))
+        let cache_problems = cache_problem.into_iter().collect();
+        Ok((Self { rows, sha256, report, token_files, cache_problems, parts: Vec::new() }, problems))
     }
 
     /// Returns the SHA-256, in hex, of the kept rows: of the tokens and the loss mask.
@@ -179,6 +183,7 @@ mod tests {
             sha256: String::new(),
             report: DataReport::default(),
             token_files: Vec::new(),
+            cache_problems: Vec::new(),
             parts: Vec::new(),
         };
         let expected = hex::encode(Sha256::digest([2_u64, 14, 19].map(u64::to_le_bytes).concat()));

@@ -127,6 +127,7 @@ fn encode_text(
     };
     let trained = from..text.len();
     let spans = tokenizer.encode_spans(text, true)?;
+    notes.empty_answers = usize::from(from > 0 && text[from..].trim().is_empty());
     notes.has_shared_token = spans.iter().any(|span| span.start < from && from < span.end);
     let mut row = mask(&spans, |span| from == 0 || overlaps(span, &trained));
     if row.tokens.last() == Some(&eos) {

@@ -12,7 +12,7 @@ use crate::encode::encode_row;
 use crate::file_format::{FileFormat, FileKind};
 use crate::hashed_file::HashedFile;
 use crate::raw_rows::{NumberedRow, RawRow, RawRows};
-use crate::row_format::take_row;
+use crate::row_format::{TakenRow, take_row};
 use crate::row_notes::RowNotes;
 use crate::{DataError, DataReport, Row, TokenRows, Tokenizer, arrow_rows, csv_rows, jsonl, parquet_rows};
 
@@ -44,6 +44,8 @@ struct EncodedRow {
     number: usize,
     samples: Vec<Row>,
     format: RowFormat,
+    renamed: Vec<String>,
+    has_system_prompt: bool,
     ignored_keys: Vec<String>,
     notes: RowNotes,
 }
@@ -98,6 +100,10 @@ impl EncodedRows {
         let report = &mut self.report;
         report.rows_read += 1;
         *report.formats.entry(row.format).or_default() += 1;
+        for key in row.renamed {
+            *report.renamed_columns.entry(key).or_default() += 1;
+        }
+        report.system_prompts += usize::from(row.has_system_prompt);
         for key in row.ignored_keys {
             *report.ignored_keys.entry(key).or_default() += 1;
         }
@@ -149,12 +155,13 @@ impl Encoder<'_> {
             RawRow::Object(row) => row,
         };
         let error = |message| DataError::Row { at: self.kind.location(self.name, number), message };
-        let (format, content) = take_row(self.data, &mut row).map_err(error)?;
+        let TakenRow { format, content, renamed, has_system_prompt } =
+            take_row(self.data, &mut row).map_err(error)?;
         let mut notes = RowNotes::default();
         let samples = encode_row(self.tokenizer, self.data, content, &mut notes)
             .map_err(|err| error(err.to_string()))?;
         let is_ignored = |(key, value): (String, Json)| (!value.is_null()).then_some(key);
         let ignored_keys = row.into_iter().filter_map(is_ignored).collect();
-        Ok(EncodedRow { number, samples, format, ignored_keys, notes })
+        Ok(EncodedRow { number, samples, format, renamed, has_system_prompt, ignored_keys, notes })
     }
 }

@@ -4,11 +4,14 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use lora_spec::{LongRows, SourceFile};
+use lora_spec::{FieldError, LongRows, SourceFile};
 
 /// An error of a tokenizer, a chat template or a dataset.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
+    /// A setting is invalid.
+    #[error(transparent)]
+    Field(#[from] FieldError),
     /// A file cannot be read.
     #[error("{}: {source}", name.display())]
     Read {
@@ -136,8 +139,8 @@ pub(crate) fn count(total: usize, one: &str, many: &str) -> String {
 fn remedy(long_rows: LongRows) -> &'static str {
     match long_rows {
         LongRows::Truncate => {
-            "a row needs an assistant turn, a completion or a text within data.max_length tokens \
-             (truncation may have removed it)"
+            "a row needs an assistant turn, a completion or a text within data.max_length tokens, and \
+             truncation may have removed it; raise data.max_length, or set data.long_rows: drop"
         }
         LongRows::Error | LongRows::Drop => "a row needs an assistant turn, a completion or a text",
     }

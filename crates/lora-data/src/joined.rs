@@ -70,6 +70,7 @@ impl Dataset {
             sha256: String::new(),
             report: DataReport::default(),
             token_files: Vec::new(),
+            cache_problems: Vec::new(),
             parts: Vec::new(),
         };
         let weights = weights.iter().copied().chain(std::iter::repeat(1.0));
@@ -80,6 +81,7 @@ impl Dataset {
             joined.rows.append(dataset.rows);
             joined.report.join(dataset.report);
             joined.token_files.extend(dataset.token_files);
+            joined.cache_problems.extend(dataset.cache_problems);
         }
         joined.sha256 = hex::encode(hash.finalize());
         joined.report.set_lengths(joined.lengths());

@@ -67,6 +67,17 @@ pub(crate) fn parse(name: &Path, number: usize, text: &[u8]) -> Result<Map<Strin
             at: format!("{}:{number}", name.display()),
             message: format!("the row is {}; it must be a JSON object", json_type_name(&other)),
         }),
+        Err(_) if std::str::from_utf8(text).is_err() => Err(DataError::Row {
+            at: format!("{}:{number}", name.display()),
+            message: "is not UTF-8; convert the file".to_owned(),
+        }),
+        Err(error) if error.is_eof() => Err(DataError::Row {
+            at: format!("{}:{}:{}", name.display(), number + error.line().max(1) - 1, error.column()),
+            message: format!(
+                "invalid JSON: {}; each line must be a whole object, or the file one JSON array",
+                reason(&error)
+            ),
+        }),
         Err(error) => Err(DataError::Row {
             // The position counts from the row's first line.
             at: format!("{}:{}:{}", name.display(), number + error.line().max(1) - 1, error.column()),

@@ -47,7 +47,11 @@ pub(crate) fn read_rows<'a>(name: &'a Path, bytes: Bytes) -> Result<RawRows<'a>,
     Ok(RawRows::new(Some(count), std::iter::from_fn(next)))
 }
 
+/// The largest number of characters of the library's reason: it may contain whole values.
+const MAX_REASON: usize = 200;
+
 fn unreadable(name: &Path, reason: impl Display) -> DataError {
+    let reason: String = reason.to_string().chars().take(MAX_REASON).collect();
     DataError::file(name, format!("is not a readable Parquet file (truncated?): {reason}"))
 }
 

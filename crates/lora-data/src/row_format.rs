@@ -20,38 +20,50 @@ pub(crate) enum RowContent {
     Plain { text: String, from: usize },
 }
 
+/// The contents of a row, and what of the job's settings they took.
+pub(crate) struct TakenRow {
+    pub(crate) format: RowFormat,
+    pub(crate) content: RowContent,
+    /// Keys of `data.columns` whose column the row has.
+    pub(crate) renamed: Vec<String>,
+    /// Whether the conversation begins with `data.system_prompt`.
+    pub(crate) has_system_prompt: bool,
+}
+
 /// Recognizes the format of a row, or takes the job's, and removes its contents from `row`. The
 /// keys that remain have no effect.
 ///
 /// # Errors
 /// The row is of no format, a key of the format is missing, or a value has the wrong type.
-pub(crate) fn take_row(
-    data: &DataSpec,
-    row: &mut Map<String, Json>,
-) -> Result<(RowFormat, RowContent), String> {
-    rename_columns(data, row);
+pub(crate) fn take_row(data: &DataSpec, row: &mut Map<String, Json>) -> Result<TakenRow, String> {
+    let renamed = rename_columns(data, row);
     let format = match data.format {
-        None => recognize(row)?,
+        None => recognize(data, row)?,
         Some(format) => {
             let missing = needed_keys(format).iter().find(|key| row.get(**key).is_none_or(Json::is_null));
             if let Some(missing) = missing {
-                let column = data.columns.get(*missing).map_or(*missing, String::as_str);
-                return Err(format!("a row of the format {format} needs `{column}`"));
+                return Err(format!(
+                    "data.format {} {}",
+                    serde_json::to_value(format).unwrap_or_default().as_str().unwrap_or_default(),
+                    needs(data, row, missing)
+                ));
             }
             format
         }
     };
     let mut content = take_content(format, data, row)?;
+    let mut has_system_prompt = false;
     if let (RowContent::Chat { messages, from, .. }, Some(system)) = (&mut content, &data.system_prompt)
         && !messages.first().is_some_and(|message| ["system", "developer"].contains(&message.role()))
     {
         messages.insert(0, Message::new("system", system));
         *from += usize::from(*from > 0);
+        has_system_prompt = true;
     }
     if let RowContent::Chat { variables, .. } = &mut content {
         *variables = take_variables(row)?;
     }
-    Ok((format, content))
+    Ok(TakenRow { format, content, renamed, has_system_prompt })
 }
 
 /// Removes the row's variables of the chat template, which are TRL's `chat_template_kwargs`.
@@ -67,16 +79,30 @@ fn take_variables(row: &mut Map<String, Json>) -> Result<Map<String, Json>, Stri
     }
 }
 
-/// Gives the columns of `data.columns` the names of the formats' keys. A key of a row that has such
-/// a name already, but not the meaning, has no effect.
-fn rename_columns(data: &DataSpec, row: &mut Map<String, Json>) {
+/// Which key a row lacks, by its name in the row, and which keys the row has.
+fn needs(data: &DataSpec, row: &Map<String, Json>, key: &str) -> String {
+    let of_file = |key| data.columns.get(key).unwrap_or(key).as_str();
+    let keys: Vec<&str> = row.keys().map(of_file).collect();
+    let keys = if keys.is_empty() { "none".into() } else { format!("`{}`", keys.join("`, `")) };
+    match data.columns.get(key) {
+        None => format!("needs `{key}`; the row's keys are {keys}"),
+        Some(column) => format!("needs `{column}` (data.columns.{key}); the row's keys are {keys}"),
+    }
+}
+
+/// Gives the columns of `data.columns` the names of the formats' keys, and returns those that the
+/// row has. A key of a row that has such a name already, but not the meaning, has no effect.
+fn rename_columns(data: &DataSpec, row: &mut Map<String, Json>) -> Vec<String> {
     let take = |(key, column): (&String, &String)| Some((key.clone(), row.shift_remove(column)?));
     let renamed: Vec<(String, Json)> = data.columns.iter().filter_map(take).collect();
+    let mut keys = Vec::with_capacity(renamed.len());
     for (key, value) in renamed {
         if let Some(other) = row.insert(key.clone(), value) {
             row.insert(format!("{key} (not the column of data.columns)"), other);
         }
+        keys.push(key);
     }
+    keys
 }
 
 /// The formats in the order of preference for a row with the keys of several.
@@ -105,7 +131,7 @@ fn needed_keys(format: RowFormat) -> &'static [&'static str] {
 ///
 /// # Errors
 /// The row is of no format, or a key of the format is missing.
-fn recognize(row: &Map<String, Json>) -> Result<RowFormat, String> {
+fn recognize(data: &DataSpec, row: &Map<String, Json>) -> Result<RowFormat, String> {
     let has = |key: &&str| row.get(*key).is_some_and(|value| !value.is_null());
     let is_chat = ["system", "history"].iter().any(|key| row.get(*key).is_some_and(is_filled));
     let possible = ALL.into_iter().filter(|format| *format != RowFormat::AlpacaChat || is_chat);
@@ -123,7 +149,7 @@ fn recognize(row: &Map<String, Json>) -> Result<RowFormat, String> {
     if let Some(format) = partial
         && let Some(missing) = needed_keys(format).iter().find(|key| !has(key))
     {
-        return Err(format!("a row of the format {format} needs `{missing}`"));
+        return Err(format!("a row of the format {format} {}", needs(data, row, missing)));
     }
     let keys: Vec<&str> = row.keys().map(String::as_str).collect();
     Err(format!(

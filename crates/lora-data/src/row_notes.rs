@@ -21,6 +21,10 @@ pub(crate) struct RowNotes {
     pub(crate) has_shared_token: bool,
     /// Whether the prompt of a conversation has other tokens alone than in the conversation.
     pub(crate) has_other_prompt: bool,
+    /// Whether the row has tools that the chat template does not read.
+    pub(crate) has_unread_tools: bool,
+    /// Trained answers without a text.
+    pub(crate) empty_answers: usize,
     /// Whether the row is a conversation, which the chat template renders.
     pub(crate) is_conversation: bool,
 }

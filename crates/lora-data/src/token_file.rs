@@ -111,6 +111,10 @@ impl Write for HashWriter<'_> {
 /// # Errors
 /// The file cannot be read, has other rows, is damaged or is not of this format.
 pub(crate) fn read(path: &Path, key: &str) -> io::Result<EncodedRows> {
+    // To open a named pipe would wait for its writer.
+    if !path.metadata()?.is_file() {
+        return Err(invalid());
+    }
     let mut file = File::open(path)?;
     let size = file.metadata()?.len();
     let mut length = [0; 8];

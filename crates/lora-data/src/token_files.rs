@@ -47,15 +47,15 @@ pub struct TokenCache {
 }
 
 impl TokenFiles<'_> {
-    /// Returns the encoded rows of `file`, whose bytes have this SHA-256, and their token file, if
-    /// there is one.
+    /// Returns the encoded rows of `file`, whose bytes have this SHA-256, their token file, if there
+    /// is one, and otherwise why it could not be written.
     pub(crate) fn rows(
         &self,
         file: &SourceFile,
         (kind, sha256): (FileKind, &str),
         tokenizer: &Tokenizer,
         data: &DataSpec,
-    ) -> Result<(EncodedRows, Option<SourceFile>), DataError> {
+    ) -> Result<(EncodedRows, Option<SourceFile>, Option<String>), DataError> {
         let progress = |done| self.progress.iter().for_each(|show| show(file.name(), done));
         let encode = || EncodedRows::from_file(file, sha256, tokenizer, data, &progress);
         let key = key((kind, sha256), tokenizer, data);
@@ -63,25 +63,27 @@ impl TokenFiles<'_> {
         if let Some(given) = self.given.map(|dir| dir.file(&name))
             && let Ok(rows) = token_file::read(given.path(), &key)
         {
-            return Ok((rows, Some(given)));
+            return Ok((rows, Some(given), None));
         }
-        let Some(cache) = self.cache else { return Ok((encode()?, None)) };
+        let Some(cache) = self.cache else { return Ok((encode()?, None, None)) };
         let kept = SourceFile::from(cache.dir.join(&name));
         let look_up = || token_file::read(kept.path(), &key).inspect(|_| touch(kept.path()));
         if let Ok(rows) = look_up() {
-            return Ok((rows, Some(kept)));
+            return Ok((rows, Some(kept), None));
         }
+        progress(0.0);
         let _lock = cache.lock(&key);
         if let Ok(rows) = look_up() {
-            return Ok((rows, Some(kept)));
+            return Ok((rows, Some(kept), None));
         }
         let rows = encode()?;
         match cache.keep(kept.path(), &key, &rows) {
-            Ok(()) => Ok((rows, Some(kept))),
+            Ok(()) => Ok((rows, Some(kept), None)),
             Err(error) => {
                 let dir = cache.dir.display();
-                tracing::warn!(%dir, %error, "tokens are not cached");
-                Ok((rows, None))
+                tracing::warn!(%dir, %error, "tokens are not kept");
+                let problem = format!("the tokens of {file} are not kept in {dir}: {error}");
+                Ok((rows, None, Some(problem)))
             }
         }
     }

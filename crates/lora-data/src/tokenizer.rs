@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 
-use lora_spec::{DataSpec, SourceDir, SourceFile, file_names};
+use lora_spec::{DataSpec, FieldError, SourceDir, SourceFile, file_names};
 use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
 
@@ -136,9 +136,8 @@ impl Tokenizer {
         let mut tokenizer = Self::load(dir)?;
         if let Some(template) = &data.chat_template {
             let compiled = ChatTemplate::new(template, &tokenizer.special_tokens);
-            tokenizer.chat_template =
-                Ok(compiled
-                    .map_err(|error| DataError::ChatTemplate(format!("data.chat_template: {error}")))?);
+            let compiled = compiled.map_err(|error| FieldError::new("data.chat_template", error))?;
+            tokenizer.chat_template = Ok(compiled);
             tokenizer.template_source = Some("data.chat_template".to_owned());
             tokenizer.template_of_job = Some(template.clone());
         }
@@ -146,6 +145,14 @@ impl Tokenizer {
             template.set_variables(&data.chat_template_kwargs);
         }
         Ok(tokenizer)
+    }
+
+    /// Returns the names of variables that the chat template does not read. None if there is no
+    /// template.
+    pub fn unread_variables<'a>(&'a self, variables: &'a Map<String, Json>) -> impl Iterator<Item = &'a str> {
+        let template = self.chat_template.iter();
+        template
+            .flat_map(|template| variables.keys().map(String::as_str).filter(|name| !template.mentions(name)))
     }
 
     /// Returns where the chat template is from: a file of the base, or `data.chat_template`.

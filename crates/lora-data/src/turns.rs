@@ -294,8 +294,14 @@ impl Turns<'_> {
     /// # Errors
     /// It leaves out the tool calls of a trained turn.
     pub(crate) fn notes(&self, is_trained: impl Fn(usize) -> bool) -> Result<RowNotes, String> {
-        let mut notes = RowNotes::default();
+        let has_tools = self.tools.and_then(Json::as_array).is_some_and(|tools| !tools.is_empty());
+        let mut notes = RowNotes {
+            has_unread_tools: has_tools && !self.template.mentions("tools"),
+            ..RowNotes::default()
+        };
         for (i, message) in self.messages.iter().enumerate() {
+            let is_empty = message.content().trim().is_empty() && !message.has(Part::ToolCalls);
+            notes.empty_answers += usize::from(is_empty && is_trained(i));
             let known = |key: &&str| {
                 matches!(
                     *key,

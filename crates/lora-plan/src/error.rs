@@ -17,5 +17,14 @@ pub enum PlanError {
     Safetensors(#[from] SafetensorsError),
     /// The dataset, the tokenizer or the chat template is invalid.
     #[error(transparent)]
-    Data(#[from] DataError),
+    Data(DataError),
+}
+
+impl From<DataError> for PlanError {
+    fn from(error: DataError) -> Self {
+        match error {
+            DataError::Field(error) => Self::Field(error),
+            other => Self::Data(other),
+        }
+    }
 }

@@ -3,7 +3,7 @@
 
 use lora_data::{DataReport, Dataset};
 use lora_spec::{
-    AdapterSpec, DataSpec, InitLoraWeights, JobSpec, LinearModule, LrSchedulerType,
+    AdapterSpec, DataSpec, InitLoraWeights, JobSpec, LinearModule, LongRows, LrSchedulerType,
     MAX_CONCURRENT_DECOMPOSITIONS, ModelConfig, Quantization, RowFormat,
 };
 
@@ -111,6 +111,28 @@ fn unused_data_settings(data: &DataSpec, report: &DataReport) -> Vec<String> {
             report.rows_read
         ));
     }
+    if data.system_prompt.is_some() && report.conversations > 0 && report.system_prompts == 0 {
+        notes.push(
+            "data.system_prompt has no effect: every conversation begins with a system prompt of its own"
+                .into(),
+        );
+    }
+    for (key, column) in &data.columns {
+        if !report.renamed_columns.contains_key(key) {
+            notes.push(format!("data.columns.{key} has no effect: no row has the column {column:?}"));
+        }
+    }
+    match data.long_rows {
+        LongRows::Drop if report.dropped > 0 => notes.push(format!(
+            "{} of {} rows are longer than data.max_length {} and are dropped",
+            report.dropped, report.rows_read, data.max_length
+        )),
+        LongRows::Truncate if report.truncated > 0 => notes.push(format!(
+            "{} of {} rows are longer than data.max_length {} and are truncated",
+            report.truncated, report.rows_read, data.max_length
+        )),
+        _ => {}
+    }
     for (setting, is_set) in [
         ("chat_template", data.chat_template.is_some()),
         ("chat_template_kwargs", !data.chat_template_kwargs.is_empty()),
@@ -143,7 +165,9 @@ mod tests {
         data.system_prompt = Some("S".into());
         let expected = "data.system_prompt has no effect on the 2 of 3 rows that are not conversations";
         assert_eq!(notes(&data, 1, &[]), expected);
-        assert_eq!(notes(&data, 3, &[]), "");
+        let own =
+            "data.system_prompt has no effect: every conversation begins with a system prompt of its own";
+        assert_eq!(notes(&data, 3, &[]), own);
         data = DataSpec { split_turns: true, ..DataSpec::default() };
         (data.completion_only_loss, data.assistant_only_loss) = (false, false);
         data.chat_template = Some("{{ messages }}".into());
@@ -159,6 +183,25 @@ mod tests {
             assert!(notes(&data, 0, &[RowFormat::Text]).contains(&expected), "{setting}");
             assert_eq!(notes(&data, 3, &[RowFormat::PromptCompletion]), "");
         }
+    }
+
+    #[test]
+    fn unused_columns_and_long_rows_are_noted() {
+        let mut report = DataReport { rows_read: 3, truncated: 1, dropped: 2, ..DataReport::default() };
+        let mut data = DataSpec { long_rows: LongRows::Drop, max_length: 7, ..DataSpec::default() };
+        data.columns.insert("prompt".into(), "question".into());
+        data.columns.insert("text".into(), "body".into());
+        report.renamed_columns.insert("text".into(), 3);
+        assert_eq!(
+            unused_data_settings(&data, &report),
+            [
+                "data.columns.prompt has no effect: no row has the column \"question\"",
+                "2 of 3 rows are longer than data.max_length 7 and are dropped",
+            ]
+        );
+        data.long_rows = LongRows::Truncate;
+        let last = unused_data_settings(&data, &report).pop().unwrap();
+        assert_eq!(last, "1 of 3 rows are longer than data.max_length 7 and are truncated");
     }
 
     #[test]

@@ -42,6 +42,9 @@ pub struct Plan {
     pub micro_batches: usize,
     /// Tokens that the model computes over the whole job, without padding.
     pub tokens: u64,
+    /// Whether rows are packed.
+    #[serde(skip)]
+    pub packing: bool,
     /// Share of padding among the positions that are computed in the first epoch.
     pub padding: f64,
     /// The same if `data.packing` were off.
@@ -187,6 +190,18 @@ impl Plan {
         let rows = shown.collect::<Result<Vec<_>, DataError>>()?;
         let has_conversations = train.report.conversations > 0;
         let chat_template = tokenizer.template_source().filter(|_| has_conversations).map(str::to_owned);
+        let mut all_notes: Vec<String> = untied_note(is_untied).into_iter().collect();
+        all_notes.extend(notes(job, &config, &train));
+        for name in tokenizer.unread_variables(&job.data.chat_template_kwargs) {
+            all_notes.push(format!(
+                "data.chat_template_kwargs.{name} has no effect: the chat template does not read it"
+            ));
+        }
+        let of_eval = eval.iter().flat_map(|eval| eval.report.notes());
+        all_notes.extend(of_eval.map(|note| format!("evaluation rows: {note}")));
+        for dataset in [Some(&train), eval.as_ref()].into_iter().flatten() {
+            all_notes.extend(dataset.cache_problems.iter().cloned());
+        }
         let data = |files: &[SourceFile], dataset: Dataset| PlanData {
             files: PlanFile::of_dataset(files, &dataset),
             report: dataset.report,
@@ -209,10 +224,11 @@ impl Plan {
             memory: inputs.memory(job)?,
             requirements: MemoryRequirements::from_inputs(job, &inputs)?,
             shape: inputs.shape(job),
+            packing: job.data.packing,
             padding: if job.data.packing { padding_packed } else { padding_unpacked },
             padding_unpacked,
             padding_packed,
-            notes: untied_note(is_untied).into_iter().chain(notes(job, &config, &train)).collect(),
+            notes: all_notes,
             train: data(&files.train, train),
             eval: eval.map(|eval| data(files.eval.as_slice(), eval)),
             sample: sample.unwrap_or_default(),
@@ -237,8 +253,9 @@ impl Plan {
             return Ok(());
         }
         let message = format!(
-            "{workers} workers are more than the {most} micro-batches that {rows} rows make; lower it to \
-             {most}"
+            "{workers} workers are more than the {most} micro-batches that {rows} rows make{}; lower it to \
+             {most}",
+            if self.packing { " when they are packed (data.packing)" } else { "" }
         );
         Err(FieldError::new("workers.max", message))
     }

@@ -118,6 +118,14 @@ impl DataSpec {
             let message = format!("{key:?} is not a key of a format; the keys are {known}");
             return Err(FieldError::new("data.columns", message));
         }
+        let twice = self
+            .columns
+            .iter()
+            .find(|(key, column)| self.columns.iter().any(|(other, same)| *key < other && *column == same));
+        if let Some((_, column)) = twice {
+            let message = format!("has the column {column:?} for several keys; name it once");
+            return Err(FieldError::new("data.columns", message));
+        }
         if self.system_prompt.as_ref().is_some_and(String::is_empty) {
             return Err(FieldError::new("data.system_prompt", "is empty; leave it out".into()));
         }

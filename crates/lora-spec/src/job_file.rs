@@ -160,7 +160,8 @@ fn located(error: FieldError, path: &Path, lines: &HashMap<String, u64>) -> JobF
 }
 
 /// The parser's messages that use words of Rust, and what they mean in a job file.
-const PARSER_MESSAGES: [(&str, &str); 8] = [
+const PARSER_MESSAGES: [(&str, &str); 9] = [
+    ("multiple YAML documents", "has several YAML documents; write one job in a file"),
     ("invalid floating point", "is not a number"),
     ("invalid boolean", "is not true or false"),
     ("cannot deserialize null", "has no value"),

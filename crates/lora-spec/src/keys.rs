@@ -60,6 +60,10 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
     ("default_system", "data.system_prompt"),
     ("train_on_inputs", TRAIN_ON_INPUTS),
     ("train_on_prompt", TRAIN_ON_INPUTS),
+    ("dataset_text_field", "data.columns, which names the columns of a format's keys"),
+    ("field_messages", "data.columns, which names the columns of a format's keys"),
+    ("neat_packing", "data.packing"),
+    ("excess_length_strategy", "data.long_rows"),
     ("enable_thinking", "data.chat_template_kwargs: {enable_thinking: true}"),
 ];
 

@@ -31,6 +31,18 @@ const UNSUPPORTED_KEYS: &[(&str, &str)] = &[
     ("logging_strategy", "metrics are logged every training.logging_steps steps; remove the key"),
     ("metric_for_best_model", "the best adapter is the one with the lowest eval_loss; remove the key"),
     ("greater_is_better", "the best adapter is the one with the lowest eval_loss; remove the key"),
+    ("val_set_size", "write the evaluation rows to a file, and name it in data.eval"),
+    ("eval_packing", "evaluation rows are packed like the others (data.packing); remove the key"),
+    ("max_samples", "every row of data.train is used; remove the key"),
+    ("template", "the base's chat template is used, or the file that data.chat_template names"),
+    ("mask_history", "give the other messages a weight of 0; remove the key"),
+    ("roles_to_train", "the assistant's turns are trained (data.assistant_only_loss); remove the key"),
+    ("train_on_eos", "the token that ends a trained turn is trained; remove the key"),
+    ("dataset_dir", "the paths of data.train start from the job file's directory; remove the key"),
+    ("dataset_num_proc", "rows are tokenized on all cores; remove the key"),
+    ("preprocessing_num_workers", "rows are tokenized on all cores; remove the key"),
+    ("dataset_prepared_path", "tokens are kept in the user's cache directory; remove the key"),
+    ("streaming", "tokens are kept in memory, 4 bytes each; remove the key"),
     ("resume_from_checkpoint", "use the flag --resume of loractl run"),
 ];
 
@@ -49,7 +61,8 @@ mod tests {
         for (key, remedy) in UNSUPPORTED_KEYS {
             assert!(!known.iter().any(|(path, _)| path.rsplit('.').next() == Some(key)), "{key}");
             let named = known.iter().filter(|(path, section)| !section && remedy.contains(path.as_str()));
-            let names_a_section = ["adapter.", "training.", "model."].iter().any(|s| remedy.contains(s));
+            let names_a_section =
+                ["adapter.", "training.", "model.", "data."].iter().any(|s| remedy.contains(s));
             assert_eq!(named.count() > 0, names_a_section, "{key}: {remedy}");
         }
     }

@@ -71,11 +71,11 @@ async fn a_bad_submit_names_the_field_and_leaves_nothing() {
             r.inputs.as_mut().unwrap().base = Some(v1::Base { source: Some(base::Source::Files(set)) });
         }),
         ("inputs.train", |r| r.inputs.as_mut().unwrap().train.clear()),
-        ("inputs.train.name", |r| {
+        ("inputs.train[0].name", |r| {
             r.inputs.as_mut().unwrap().train[0].name = "../secret".into();
         }),
-        ("inputs.train.digest", |r| r.inputs.as_mut().unwrap().train[0].digest = None),
-        ("inputs.train.digest.sha256", |r| {
+        ("inputs.train[0].digest", |r| r.inputs.as_mut().unwrap().train[0].digest = None),
+        ("inputs.train[0].digest.sha256", |r| {
             r.inputs.as_mut().unwrap().train[0].digest.as_mut().unwrap().sha256 = vec![1; 31];
         }),
         ("inputs.eval", |r| r.job.as_mut().unwrap().data.as_mut().unwrap().eval = Some("/eval".into())),

@@ -43,7 +43,10 @@ fn errors_name_the_file_and_the_row_or_the_column() {
     let base = BaseDir::new("</s>", false);
     for (name, expected) in [
         ("no-rows.arrow", "has no rows"),
-        ("missing-key.arrow", "row 2: a row of the format prompt/completion needs `completion`"),
+        (
+            "missing-key.arrow",
+            "row 2: a row of the format prompt/completion needs `completion`; the row's keys are `prompt`",
+        ),
         ("bytes.arrow", "row 2: a byte string is not UTF-8"),
         ("late.arrow", "row 2: a timestamp is not in the years 1 to 9999"),
         ("twice.arrow", "has the column \"text\" twice"),

@@ -147,6 +147,7 @@ fn dataset(rows: Vec<Row>) -> Dataset {
         sha256: String::new(),
         report: Default::default(),
         token_files: Vec::new(),
+        cache_problems: Vec::new(),
         parts: Vec::new(),
     }
 }

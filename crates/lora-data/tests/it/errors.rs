@@ -46,7 +46,7 @@ fn non_utf8_text_is_invalid_json() {
     let path = base.dir.path().join("data.jsonl");
     fs::write(&path, b"{\"text\": \"a\xff\"}").unwrap();
     let error = Dataset::read(&path.as_path().into(), &base.tokenizer(), &DataSpec::default()).unwrap_err();
-    assert!(base.error_text(error).starts_with("data.jsonl:1:12: invalid JSON: invalid unicode code point"));
+    assert!(base.error_text(error).starts_with("data.jsonl:1: is not UTF-8; convert the file"));
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn a_file_of_another_format_than_its_name_says_what_it_is() {
         ("a.csv", b"text\na\nb,c\n", "a.csv:3: has 2 values; the header has 1 names"),
         ("a.csv", b"text\n\xff\n", "a.csv:2: is not UTF-8"),
         ("a.csv", b"text,text\na,b\n", "a.csv: its header has the name \"text\" twice"),
-        ("a.csv", b"text\n\"a\nb\n", "a.csv: has a quote that is not closed"),
+        ("a.csv", b"text\n\"a\nb\n", "a.csv:2: a quote that begins here is not closed"),
     ] {
         let error = error(name, contents);
         assert!(error.starts_with(expected), "{error}");
@@ -251,4 +251,26 @@ fn a_data_file_is_checked_before_it_is_read() {
     assert_eq!(check("d.jsonl").unwrap_err(), "data.train: d.jsonl is not a file");
     let error = check("a.json/x.jsonl").unwrap_err();
     assert!(error.starts_with("data.train: a.json/x.jsonl: Not a directory"), "{error}");
+}
+
+#[test]
+fn a_quote_that_is_not_closed_is_named_by_its_line() {
+    let base = BaseDir::new("</s>", false);
+    for (text, line) in [
+        ("text\n\"a\nb\n", 2),
+        ("text,b\n\"a\"\"\",c\nx,\"y\nz,w\n\"p\nq\",r\n\"s\",t\n", 3),
+        ("\"text\"\n\"a\"\n\"b", 3),
+    ] {
+        let path = base.write("a.csv", text);
+        let error = Dataset::read(&path.into(), &base.tokenizer(), &DataSpec::default()).unwrap_err();
+        let expected = format!("a.csv:{line}: a quote that begins here is not closed");
+        assert_eq!(base.error_text(error), expected, "{text}");
+    }
+}
+
+#[test]
+fn an_object_of_several_lines_is_explained() {
+    let base = BaseDir::new("</s>", false);
+    let error = base.error("{\n  \"text\": \"a\"\n}\n");
+    assert!(error.ends_with("each line must be a whole object, or the file one JSON array"), "{error}");
 }

@@ -88,7 +88,11 @@ fn a_bad_row_is_named_by_its_number() {
         [(&["a"], &[1, 0], &[0, 0]), (&["x"], &[0, 1], &[0, 0]), (&[], &[0, 0], &[0, 0])];
     write(&path, TEXTS, Compression::SNAPPY, &columns);
     let error = read(&base, &path).unwrap_err();
-    assert_eq!(error, "data.parquet, row 2: a row of the format prompt/completion needs `completion`");
+    assert_eq!(
+        error,
+        "data.parquet, row 2: a row of the format prompt/completion needs `completion`; the row's keys are \
+         `prompt`"
+    );
 }
 
 #[test]

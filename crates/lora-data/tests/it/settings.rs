@@ -1,6 +1,6 @@
 //! The settings of the section `data` that choose what is read from the rows.
 
-use lora_data::{DataError, Dataset, Tokenizer};
+use lora_data::{DataError, DataReport, Dataset, Tokenizer};
 use lora_spec::{DataSpec, RowFormat};
 use serde_json::{Value as Json, json};
 
@@ -34,7 +34,11 @@ fn a_format_chooses_among_the_keys_of_a_row() {
     let chat = "<|im_start|>user\ni<|im_end|>\n<|im_start|>assistant\n⟦o<|im_end|>⟧\n";
     assert_eq!(of(Some(RowFormat::AlpacaChat)), chat);
     let prompts = DataSpec { format: Some(RowFormat::PromptCompletion), ..DataSpec::default() };
-    assert_eq!(error(&prompts, row), "data.jsonl:1: a row of the format prompt/completion needs `prompt`");
+    assert_eq!(
+        error(&prompts, row),
+        "data.jsonl:1: data.format prompt_completion needs `prompt`; the row's keys are `messages`, `text`, \
+         `instruction`, `output`"
+    );
 }
 
 #[test]
@@ -52,7 +56,11 @@ fn columns_name_the_keys_of_a_format() {
     assert!(notes.contains("prompt (not the column of data.columns)"), "{notes}");
     let data = DataSpec { format: Some(RowFormat::PromptCompletion), ..data };
     let error = error(&data, json!({"question": "q"}));
-    assert_eq!(error, "data.jsonl:1: a row of the format prompt/completion needs `answer`");
+    assert_eq!(
+        error,
+        "data.jsonl:1: data.format prompt_completion needs `answer` (data.columns.completion); the row's keys \
+         are `question`"
+    );
 }
 
 #[test]
@@ -264,4 +272,50 @@ fn unexpected_special_tokens_are_noted() {
     // `hel` is one token.
     let shared = notes(&BaseDir::new("</s>", false), json!({"prompt": "he", "completion": "lo"}));
     assert!(shared.contains("in 1 row the first trained token has characters of the prompt"), "{shared}");
+}
+
+/// The report of these rows, and its notes.
+fn report(base: &BaseDir, data: &DataSpec, rows: &[Json]) -> (DataReport, String) {
+    let report = read(base, data, rows).unwrap().0.report;
+    let notes = report.notes().join("\n");
+    (report, notes)
+}
+
+#[test]
+fn empty_answers_and_unread_tools_are_noted() {
+    let base = BaseDir::with_template("<|im_end|>", CHATML);
+    let data = DataSpec::default();
+    let chat =
+        |answer: &str| json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]);
+    let rows = [
+        json!({"messages": chat("")}),
+        json!({"messages": chat(" \n")}),
+        json!({"prompt": "a ", "completion": ""}),
+        json!({"instruction": "a", "output": ""}),
+        json!({"messages": chat("a"), "tools": [{"name": "f"}]}),
+        json!({"messages": chat("a"), "tools": []}),
+        json!({"text": "a"}),
+    ];
+    let (found, notes) = report(&base, &data, &rows);
+    assert_eq!((found.empty_answers, found.unread_tools), (4, 1));
+    assert!(notes.contains("the chat template does not read the tools of 1 row: "), "{notes}");
+    assert!(notes.contains("4 answers are empty: only the end of the turn is trained"), "{notes}");
+    let with_tools = BaseDir::with_template("<|im_end|>", &format!("{{{{ tools }}}}{CHATML}"));
+    assert_eq!(report(&with_tools, &data, &rows[4..]).0.unread_tools, 0);
+}
+
+#[test]
+fn the_report_says_which_settings_rows_use() {
+    let base = BaseDir::with_template("<|im_end|>", CHATML);
+    let mut data = DataSpec { system_prompt: Some("S".into()), ..DataSpec::default() };
+    data.columns.insert("prompt".into(), "question".into());
+    data.columns.insert("text".into(), "body".into());
+    let chat = |role: &str| json!({"messages": [{"role": role, "content": "q"}, {"role": "assistant", "content": "a"}]});
+    let rows = [chat("user"), chat("system"), json!({"question": "q", "completion": "c"})];
+    let (found, _) = report(&base, &data, &rows);
+    assert_eq!(found.system_prompts, 1);
+    assert_eq!(found.renamed_columns, [("prompt".to_owned(), 1)].into());
+    let tokenizer = Tokenizer::for_job(&base.dir.path().into(), &data).unwrap();
+    let variables = json!({"messages": 1, "enable_thinking": false}).as_object().unwrap().clone();
+    assert_eq!(tokenizer.unread_variables(&variables).collect::<Vec<_>>(), ["enable_thinking"]);
 }

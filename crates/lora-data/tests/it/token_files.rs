@@ -197,6 +197,8 @@ fn rows_are_read_without_a_directory_for_tokens() {
     let read = fixture.read_with(&fixture.base.tokenizer(), &data, &cache);
     assert_same(&read, &direct(&fixture, &data));
     assert!(read.token_files.is_empty());
+    let problem = &read.cache_problems[0];
+    assert!(problem.starts_with("the tokens of ") && problem.contains("are not kept in "), "{problem}");
 }
 
 #[test]

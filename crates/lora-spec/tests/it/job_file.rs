@@ -286,3 +286,16 @@ fn several_training_files_have_weights() {
         assert!(error.contains("data.train") && error.contains("path"), "{error}");
     }
 }
+
+#[test]
+fn a_file_of_several_documents_and_a_column_for_two_keys_are_refused() {
+    let error = |text: &str| JobFile::parse(text, Path::new("/jobs/j")).unwrap_err().to_string();
+    let two = error("name: a\n---\nname: b\n");
+    assert!(two.ends_with("has several YAML documents; write one job in a file"), "{two}");
+    let data = "data:\n  train: t\n  columns: {prompt: q, completion: q}\n";
+    let columns = error(&format!("name: a\nmodel: {{base: b}}\n{data}"));
+    assert!(
+        columns.starts_with("/jobs/j:5: data.columns: has the column \"q\" for several keys"),
+        "{columns}"
+    );
+}

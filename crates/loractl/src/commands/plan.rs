@@ -73,6 +73,11 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
             plan.problems.push(too_large.to_string());
         }
     }
+    if plan.train.report.rows_kept > 0
+        && let Err(error) = plan.check_workers(file.job.workers.max)
+    {
+        plan.problems.push(file.locate(error).to_string());
+    }
     let all_reduce = AllReduceEstimate::from_plan(&plan, file.job.workers.max);
     let rate = match args.tflops {
         Some(tflops) => Some(ThroughputEstimate::given(&plan, tflops)),
@@ -291,7 +296,12 @@ fn data(table: &mut Table, name: &str, data: &PlanData) {
     let DataReport {
         rows_read, rows_kept, dropped, without_targets, truncated, tokens, trained_tokens, ..
     } = data.report;
-    let counts = format!("{} of {}", count(rows_kept as u64), count(rows_read as u64));
+    let (kept, read) = (count(rows_kept as u64), count(rows_read as u64));
+    // With data.split_turns a row has several samples.
+    let counts = match rows_kept > rows_read {
+        true => format!("{kept} samples of {read} rows"),
+        false => format!("{kept} of {read}"),
+    };
     match data.files.as_slice() {
         [PlanFile { path, weight, .. }] if *weight == 1.0 => {
             table.row(name, format!("{counts} in {}", path.display()));
