@@ -47,8 +47,8 @@ pub struct TokenCache {
 }
 
 impl TokenFiles<'_> {
-    /// Returns the encoded rows of `file`, whose bytes have this SHA-256, their token file, if there
-    /// is one, and otherwise why it could not be written.
+    /// Returns the encoded rows of `file`, whose bytes have this SHA-256. Also returns their token
+    /// file, if there is one, and why it could not be written.
     pub(crate) fn rows(
         &self,
         file: &SourceFile,

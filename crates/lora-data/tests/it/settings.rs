@@ -58,8 +58,8 @@ fn columns_name_the_keys_of_a_format() {
     let error = error(&data, json!({"question": "q"}));
     assert_eq!(
         error,
-        "data.jsonl:1: data.format prompt_completion needs `answer` (data.columns.completion); the row's keys \
-         are `question`"
+        "data.jsonl:1: data.format prompt_completion needs `answer` (data.columns.completion); the row's \
+         keys are `question`"
     );
 }
 
@@ -106,7 +106,8 @@ fn a_template_of_the_job_and_its_variables_replace_those_of_the_base() {
 
 #[test]
 fn variables_of_a_row_precede_those_of_the_job() {
-    let template = "{% for m in messages %}[{{ m.role }} {{ mood }}{{ other }}]{{ m.content }}</s>{% endfor %}\
+    let template = "{% for m in messages %}\
+                    [{{ m.role }} {{ mood }}{{ other }}]{{ m.content }}</s>{% endfor %}\
                     {% if add_generation_prompt %}[assistant {{ mood }}{{ other }}]{% endif %}";
     let mut data = DataSpec { chat_template: Some(template.into()), ..DataSpec::default() };
     data.chat_template_kwargs.insert("mood".into(), "job".into());
@@ -310,7 +311,8 @@ fn the_report_says_which_settings_rows_use() {
     let mut data = DataSpec { system_prompt: Some("S".into()), ..DataSpec::default() };
     data.columns.insert("prompt".into(), "question".into());
     data.columns.insert("text".into(), "body".into());
-    let chat = |role: &str| json!({"messages": [{"role": role, "content": "q"}, {"role": "assistant", "content": "a"}]});
+    let turn = |role: &str| json!({"role": role, "content": "q"});
+    let chat = |role: &str| json!({"messages": [turn(role), turn("assistant")]});
     let rows = [chat("user"), chat("system"), json!({"question": "q", "completion": "c"})];
     let (found, _) = report(&base, &data, &rows);
     assert_eq!(found.system_prompts, 1);
