@@ -13,8 +13,12 @@ const PRIORITIES: std::ops::RangeInclusive<i32> = -100..=100;
 
 /// Returns the row of the job that the request submits.
 pub(crate) fn row(request: v1::SubmitJobRequest) -> Result<JobRow, FieldError> {
-    let mut hash = Sha256::new();
-    hash.update(v1::SubmitJobRequest { idempotency_key: String::new(), ..request.clone() }.encode_to_vec());
+    let mut identity = v1::SubmitJobRequest { idempotency_key: String::new(), ..request.clone() };
+    if let Some(inputs) = &mut identity.inputs {
+        // They follow from the rest, and another build of the client has others.
+        inputs.tokens.clear();
+    }
+    let request_sha256 = Sha256::digest(identity.encode_to_vec()).to_vec();
     let v1::SubmitJobRequest { idempotency_key, job, inputs, priority } = request;
     let inputs = inputs.unwrap_or_default();
     let spec = spec(job.unwrap_or_default(), &inputs)?;
@@ -30,7 +34,7 @@ pub(crate) fn row(request: v1::SubmitJobRequest) -> Result<JobRow, FieldError> {
     Ok(JobRow {
         id: format!("{}-{:08x}", spec.name, rand::random::<u32>()),
         idempotency_key,
-        request_sha256: hash.finalize().to_vec(),
+        request_sha256,
         spec: v1::JobSpec::try_from(&spec)?,
         inputs,
         priority,

@@ -225,6 +225,12 @@ async fn a_repeated_submit_returns_the_same_job_after_a_restart() {
     let cluster = cluster.restart().await;
     let second = cluster.jobs().submit_job(request.clone()).await.unwrap().into_inner();
     assert_eq!(first.job_id, second.job_id);
+    // A client of another build has other tokens of the same rows.
+    let mut with_tokens = request.clone();
+    let inputs = with_tokens.inputs.as_mut().unwrap();
+    inputs.tokens = vec![v1::StoredFile { name: "key.safetensors".into(), ..inputs.train[0].clone() }];
+    let third = cluster.jobs().submit_job(with_tokens).await.unwrap().into_inner();
+    assert_eq!(first.job_id, third.job_id);
     let mut other = job(1, 1);
     other.training.learning_rate = 0.5;
     let other = v1::SubmitJobRequest { job: Some(v1::JobSpec::try_from(&other).unwrap()), ..request };
