@@ -31,7 +31,9 @@ fn several_files_with_weights_give_the_same_bits() {
     let expected = fixture.finish("1x1", &["--workers", "1", "--threads", "1"]);
     assert_eq!(fixture.finish("2x1", &["--workers", "2", "--threads", "1"]), expected);
     let out = fixture.path("1x1");
-    Finished::run(loractl().arg("verify").arg(&out)).expect_code(0);
+    let verified =
+        Finished::run(loractl().arg("verify").arg(&out).args(["-o", "json"])).expect_code(0).json();
+    assert!(verified["files"].as_u64().unwrap() > 2, "{verified}");
     let service = TestService::start();
     let _worker = service.worker("w0");
     let submitted = service.result(&service.submit(&fixture), &fixture.path("submitted"));

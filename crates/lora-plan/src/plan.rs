@@ -42,6 +42,9 @@ pub struct Plan {
     pub micro_batches: usize,
     /// Tokens that the model computes over the whole job, without padding.
     pub tokens: u64,
+    /// Number of rows of a full step.
+    #[serde(skip)]
+    pub step_rows: usize,
     /// Whether rows are packed.
     #[serde(skip)]
     pub packing: bool,
@@ -224,6 +227,7 @@ impl Plan {
             memory: inputs.memory(job)?,
             requirements: MemoryRequirements::from_inputs(job, &inputs)?,
             shape: inputs.shape(job),
+            step_rows: training.global_batch_size.min(train.epoch_rows()),
             packing: job.data.packing,
             padding: if job.data.packing { padding_packed } else { padding_unpacked },
             padding_unpacked,
@@ -248,13 +252,13 @@ impl Plan {
     /// # Errors
     /// A step has fewer micro-batches. The error is about `workers.max`.
     pub fn check_workers(&self, workers: usize) -> Result<(), FieldError> {
-        let (most, rows) = (self.micro_batches, self.train.report.rows_kept);
+        let (most, rows) = (self.micro_batches, self.step_rows);
         if workers <= most {
             return Ok(());
         }
         let message = format!(
-            "{workers} workers are more than the {most} micro-batches that {rows} rows make{}; lower it to \
-             {most}",
+            "{workers} workers are more than the {most} micro-batches that the {rows} rows of a step \
+             make{}; lower it to {most}",
             if self.packing { " when they are packed (data.packing)" } else { "" }
         );
         Err(FieldError::new("workers.max", message))

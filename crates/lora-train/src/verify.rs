@@ -70,11 +70,10 @@ pub fn verify(dir: &Path, input_paths: &InputPaths, steps: u64) -> Result<Verifi
     if let (None, Some(url)) = (&input_paths.base, job.model.base_url()) {
         return Err(wrong(format!("the base was {url}; download it and pass its directory with --base")));
     }
-    let (moved, files) = (input_paths.train.len(), job.data.train.len());
-    if moved != 0 && moved != files {
-        return Err(wrong(format!(
-            "data.train has {files} files; pass --train for all of them, in this order"
-        )));
+    let (moved, named) = (input_paths.train.len(), job.data.train.len());
+    if moved != 0 && moved != named {
+        let message = format!("data.train has {named} files; pass --train for all of them, in this order");
+        return Err(wrong(message));
     }
     let job_files = job_files(input_paths, job);
     let base = Arc::new(Base::load(&job_files.base, job.base_layout(), &device)?);

@@ -61,6 +61,8 @@ fn notes_of_the_plan_are_events_of_the_job() {
     assert!(submitted.stderr.contains(&format!("note: {note}\n")), "{}", submitted.stderr);
     let of_other_client = submit(&fixture, &service, uploaded_base(&fixture, &service));
     service.until(&of_other_client, "the job is queued", |job| job.state == "queued");
+    // The events of a job that has not ended are a stream without an end.
+    service.run(&["cancel", &of_other_client, "--wait"]).expect_code(0);
     let is_note = |event: &v1::JobEvent| match &event.kind {
         Some(job_event::Kind::Notice(notice)) => notice.text == note && notice.worker.is_empty(),
         _ => false,

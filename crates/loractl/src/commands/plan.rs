@@ -307,7 +307,8 @@ fn data(table: &mut Table, name: &str, data: &PlanData) {
             table.row(name, format!("{counts} in {}", path.display()));
         }
         files => {
-            table.row(name, format!("{counts} in {} files", files.len()));
+            let unit = if files.len() == 1 { "file" } else { "files" };
+            table.row(name, format!("{counts} in {} {unit}", files.len()));
             for PlanFile { path, rows_kept, weight } in files {
                 let rows = format!("{} rows, {weight} times an epoch", count(*rows_kept as u64));
                 table.row(format!("  {}", path.display()), rows);
