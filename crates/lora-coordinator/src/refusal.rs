@@ -120,8 +120,11 @@ impl From<Refusal> for Status {
             Refusal::Field(error) => {
                 details.add_bad_request_violation(shortened(&error.field), shortened(&error.message));
             }
-            Refusal::KeyTaken { difference, .. } => {
-                details.add_bad_request_violation("idempotency_key", shortened(difference));
+            Refusal::KeyTaken { job, difference } => {
+                let text = format!(
+                    "a job was submitted with this key before, as {job}, and {difference}; use another key"
+                );
+                details.add_bad_request_violation("idempotency_key", shortened(&text));
             }
             Refusal::PastEnd { .. } => {
                 details.add_bad_request_violation("offset", refusal.to_string());

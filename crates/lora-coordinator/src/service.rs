@@ -234,7 +234,7 @@ impl Service {
             InsertOutcome::Existing(earlier) => {
                 let spec = JobSpec::try_from(row.spec)?;
                 let difference = spec.difference(&JobSpec::try_from(earlier.spec)?).map_or_else(
-                    || "with other inputs, priority or workers".to_owned(),
+                    || "its inputs, priority or workers are others".to_owned(),
                     |error| format!("{} {}", error.field, error.message),
                 );
                 Err(Refusal::KeyTaken { job: earlier.id, difference })

@@ -104,7 +104,10 @@ impl ArrowReader {
                     (message_at(&self.bytes, at)?.ok_or("a record batch is missing")?, true)
                 }
                 Position::Stream(at) => {
-                    let Some(message) = message_at(&self.bytes, *at)? else { return Ok(None) };
+                    let Some(message) = message_at(&self.bytes, *at)? else {
+                        check_end(&self.bytes[*at..])?;
+                        return Ok(None);
+                    };
                     (message, false)
                 }
             };
@@ -233,6 +236,17 @@ fn message_at(bytes: &[u8], at: usize) -> Result<Option<Encapsulated>, String> {
     match start.checked_add(length).filter(|end| *end <= bytes.len()) {
         Some(end) => Ok(Some(Encapsulated { metadata: start..end })),
         None => Err("it ends within a message".into()),
+    }
+}
+
+/// Checks that nothing but zeros follows the marker of a stream's end.
+fn check_end(marker: &[u8]) -> Result<(), String> {
+    let rest = marker.strip_prefix(CONTINUATION).unwrap_or(marker);
+    match rest.iter().all(|&byte| byte == 0) {
+        true => Ok(()),
+        false => Err("it goes on after the marker of its end; several streams must be several files, which \
+                      data.train lists"
+            .into()),
     }
 }
 

@@ -62,6 +62,8 @@ pub struct DataReport {
     pub other_prompts: usize,
     /// Number of rows with tools that the chat template does not read.
     pub unread_tools: usize,
+    /// Variables of rows that the chat template does not read, and the number of rows.
+    pub unread_variables: BTreeMap<String, usize>,
     /// Number of trained answers without a text.
     pub empty_answers: usize,
     /// Columns of `data.columns` (by the key of a format) that rows have, and the number of rows.
@@ -89,6 +91,9 @@ impl DataReport {
         self.shared_tokens += usize::from(notes.has_shared_token);
         self.other_prompts += usize::from(notes.has_other_prompt);
         self.unread_tools += usize::from(notes.has_unread_tools);
+        for name in &notes.unread_variables {
+            *self.unread_variables.entry(name.clone()).or_default() += 1;
+        }
         self.empty_answers += notes.empty_answers;
         self.conversations += usize::from(notes.is_conversation);
     }
@@ -112,6 +117,7 @@ impl DataReport {
             shared_tokens,
             other_prompts,
             unread_tools,
+            unread_variables,
             empty_answers,
             renamed_columns,
             system_prompts,
@@ -139,6 +145,7 @@ impl DataReport {
         self.shared_tokens += shared_tokens;
         self.other_prompts += other_prompts;
         self.unread_tools += unread_tools;
+        join_counts(&mut self.unread_variables, unread_variables);
         self.empty_answers += empty_answers;
         join_counts(&mut self.renamed_columns, renamed_columns);
         self.system_prompts += system_prompts;
@@ -165,6 +172,12 @@ impl DataReport {
             notes.push(format!(
                 "the chat template does not read the tools of {}: the model does not see them",
                 count(self.unread_tools, "row", "rows")
+            ));
+        }
+        for (name, rows) in &self.unread_variables {
+            notes.push(format!(
+                "chat_template_kwargs.{name} of {} has no effect: the chat template does not read it",
+                count(*rows, "row", "rows")
             ));
         }
         if self.empty_answers > 0 {

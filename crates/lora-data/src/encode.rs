@@ -80,7 +80,8 @@ fn encode_chat(
     let conversation = tokenizer.conversation(chat, from)?;
     let spans = tokenizer.encode_spans(&conversation.text, false)?;
     let row = mask(&spans, |span| conversation.trained.iter().any(|range| overlaps(span, range)));
-    *notes = RowNotes { is_conversation: true, ..conversation.notes };
+    let unread_variables = unread_variables(tokenizer, chat);
+    *notes = RowNotes { is_conversation: true, unread_variables, ..conversation.notes };
     let last = conversation.trained.last().and_then(|range| {
         let text = conversation.text[range.clone()].trim_end();
         spans.iter().rev().find(|span| overlaps(span, &(range.start..range.start + text.len())))
@@ -101,7 +102,12 @@ fn encode_whole_chat(
     let spans = tokenizer.encode_spans(&text, false)?;
     let prompt = tokenizer.encode(&prompt, false)?;
     let shared = prompt.iter().zip(&spans).take_while(|(token, span)| **token == span.token).count();
-    *notes = RowNotes { is_conversation: true, has_other_prompt: shared < prompt.len(), ..of_template };
+    *notes = RowNotes {
+        is_conversation: true,
+        has_other_prompt: shared < prompt.len(),
+        unread_variables: unread_variables(tokenizer, chat),
+        ..of_template
+    };
     if chat.messages.last().is_some_and(|message| message.role() == "assistant") {
         let end = text.trim_end().len();
         let last = spans.iter().rev().find(|span| overlaps(span, &(0..end))).map(|span| span.token);
@@ -110,6 +116,10 @@ fn encode_whole_chat(
     let mut row = mask(&spans, |_| true);
     row.trained[..shared].fill(false);
     Ok(row)
+}
+
+fn unread_variables(tokenizer: &Tokenizer, chat: Chat) -> Vec<String> {
+    tokenizer.unread_variables(chat.variables).map(str::to_owned).collect()
 }
 
 fn encode_text(

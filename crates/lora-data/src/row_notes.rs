@@ -23,6 +23,8 @@ pub(crate) struct RowNotes {
     pub(crate) has_other_prompt: bool,
     /// Whether the row has tools that the chat template does not read.
     pub(crate) has_unread_tools: bool,
+    /// Variables of the row that the chat template does not read.
+    pub(crate) unread_variables: Vec<String>,
     /// Trained answers without a text.
     pub(crate) empty_answers: usize,
     /// Whether the row is a conversation, which the chat template renders.

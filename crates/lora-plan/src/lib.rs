@@ -23,6 +23,7 @@ pub use flops::{attention_flops, row_flops};
 pub use memory_estimate::{MemoryEstimate, PlanMemory};
 pub use memory_requirements::MemoryRequirements;
 pub use model_footprint::ModelFootprint;
+pub use notes::data_notes;
 pub use plan::{Plan, PlanData, PlanFile, PlanOptions, PlanRow};
 pub use serving_notes::vllm_max_lora_rank;
 pub use too_large::TooLarge;

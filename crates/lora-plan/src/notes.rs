@@ -96,8 +96,21 @@ pub(crate) fn notes(job: &JobSpec, config: &ModelConfig, train: &Dataset) -> Vec
         &job.adapter.modules(config).unwrap_or_default(),
         &config.linear_modules(),
     ));
-    notes.extend(train.report.notes());
-    notes.extend(unused_data_settings(&job.data, &train.report));
+    notes
+}
+
+/// Returns the notes about the rows of a job: what is not trained as they say, and settings without
+/// effect.
+pub fn data_notes(data: &DataSpec, train: &Dataset, eval: Option<&Dataset>) -> Vec<String> {
+    let mut notes = train.report.notes();
+    notes.extend(unused_data_settings(data, &train.report));
+    let of_eval = eval.iter().flat_map(|eval| eval.report.notes());
+    notes.extend(of_eval.map(|note| format!("evaluation rows: {note}")));
+    if eval.is_some_and(|eval| eval.sha256 == train.sha256) {
+        notes.push("data.eval has the rows of data.train: eval_loss says nothing about other rows".into());
+    }
+    let problems = [Some(train), eval].into_iter().flatten().flat_map(|dataset| &dataset.cache_problems);
+    notes.extend(problems.cloned());
     notes
 }
 
@@ -157,7 +170,9 @@ mod tests {
     fn data_settings_without_effect_are_noted() {
         let notes = |data: &DataSpec, conversations, formats: &[RowFormat]| {
             let formats = formats.iter().map(|format| (*format, 1)).collect();
-            let report = DataReport { rows_read: 3, conversations, formats, ..DataReport::default() };
+            let system_prompts = usize::from(conversations == 1);
+            let report =
+                DataReport { rows_read: 3, conversations, formats, system_prompts, ..DataReport::default() };
             unused_data_settings(data, &report).join("\n")
         };
         let mut data = DataSpec::default();

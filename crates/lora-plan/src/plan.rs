@@ -12,7 +12,7 @@ use lora_data::{
 use lora_spec::{FieldError, JobFiles, JobSpec, ModelConfig, SafetensorsIndex, SourceFile};
 use serde::Serialize;
 
-use crate::notes::{notes, untied_note};
+use crate::notes::{data_notes, notes, untied_note};
 use crate::plan_inputs::PlanInputs;
 use crate::{MemoryRequirements, MicroBatchShape, PlanError, PlanMemory, row_flops};
 
@@ -200,11 +200,7 @@ impl Plan {
                 "data.chat_template_kwargs.{name} has no effect: the chat template does not read it"
             ));
         }
-        let of_eval = eval.iter().flat_map(|eval| eval.report.notes());
-        all_notes.extend(of_eval.map(|note| format!("evaluation rows: {note}")));
-        for dataset in [Some(&train), eval.as_ref()].into_iter().flatten() {
-            all_notes.extend(dataset.cache_problems.iter().cloned());
-        }
+        all_notes.extend(data_notes(&job.data, &train, eval.as_ref()));
         let data = |files: &[SourceFile], dataset: Dataset| PlanData {
             files: PlanFile::of_dataset(files, &dataset),
             report: dataset.report,

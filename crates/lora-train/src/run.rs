@@ -82,6 +82,11 @@ impl Run {
         Self::from_data(job, files, data, base)
     }
 
+    /// Returns what a user should know about the rows.
+    pub fn data_notes(&self) -> Vec<String> {
+        lora_plan::data_notes(&self.job.data, self.rows.dataset(), self.evaluator.dataset())
+    }
+
     /// Like [`Self::prepare`], with rows that have already been read.
     pub fn from_data(
         job: &JobSpec,

@@ -70,6 +70,24 @@ fn notes_of_the_plan_are_events_of_the_job() {
     assert_eq!(service.api().events(&of_other_client).iter().filter(|event| is_note(event)).count(), 1);
 }
 
+#[test]
+fn a_worker_tells_what_is_noteworthy_if_only_workers_have_the_base() {
+    let fixture = Fixture::default();
+    fixture.append("train.jsonl", r#"{"prompt": "a", "completion": " b", "identity": 1}"#);
+    let service = TestService::start();
+    let root = fixture.path("").canonicalize().unwrap();
+    let _worker = service.worker_with("w0", &[("model_roots", root.to_str().unwrap())]);
+    let base = base::Source::Path(root.join("base").to_str().unwrap().to_owned());
+    let job = submit(&fixture, &service, base);
+    service.until_state(&job, "succeeded");
+    let notices = service.api().events(&job).into_iter().filter_map(|event| match event.kind {
+        Some(job_event::Kind::Notice(notice)) => Some((notice.worker, notice.text)),
+        _ => None,
+    });
+    let expected = r#"key "identity" of 1 row has no effect"#;
+    assert_eq!(notices.collect::<Vec<_>>(), [("w0".to_owned(), expected.to_owned())]);
+}
+
 /// Uploads the files as they are, submits the job without any worker, and checks that the cause of
 /// its failure begins with the path `at` of the fixture.
 fn expect_failure(fixture: &Fixture, at: &str, expected: &[&str]) {

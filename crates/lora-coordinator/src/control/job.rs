@@ -145,7 +145,9 @@ impl Job {
             Action::Queue { requirements, tokens, notes } => {
                 let step = job.row.completed_steps;
                 let notice = |text| job_event::Kind::Notice(v1::Notice { worker: String::new(), step, text });
-                next.events.extend(notes.into_iter().map(notice));
+                // A job that is resumed is validated again, with the same data.
+                let is_new = job.row.generation == 0;
+                next.events.extend(notes.into_iter().filter(|_| is_new).map(notice));
                 job.row.inputs.tokens.extend(tokens);
                 job.row.validated = true;
                 job.row.requirements = requirements.map(|requirements| *requirements);

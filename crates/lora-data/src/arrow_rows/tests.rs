@@ -185,3 +185,13 @@ fn corrupt_files_do_not_crash() {
         }
     }
 }
+
+#[test]
+fn a_second_stream_is_an_error() {
+    let stream = bytes("stream.arrow");
+    let error = read([stream.clone(), stream.clone()].concat()).unwrap_err();
+    assert!(error.contains("it goes on after the marker of its end"), "{error}");
+    // Padding is not a second stream.
+    let padded = [stream.clone(), vec![0; 12]].concat();
+    assert_eq!(read(padded), read(stream));
+}

@@ -125,7 +125,8 @@ fn variables_of_a_row_precede_those_of_the_job() {
         (true, "[⟦user job!]q</s>[assistant job!]a</s>⟧"),
     ] {
         let data = DataSpec { assistant_only_loss: !whole, ..data.clone() };
-        let (_, texts) = read(&base, &data, &rows).unwrap();
+        let (dataset, texts) = read(&base, &data, &rows).unwrap();
+        assert_eq!(dataset.report.unread_variables, [("unread".to_owned(), 1)].into());
         let with = |mood: &str| from.replace("job", mood);
         assert_eq!(texts, [with("job"), with("row"), with("job"), with("job"), with("None")]);
     }

@@ -281,9 +281,13 @@ fn several_training_files_have_weights() {
         let error = parse(data).unwrap_err().to_string();
         assert!(error.starts_with(expected), "{data}: {error}");
     }
-    for data in ["{path: a.jsonl}", "7", "[[a]]"] {
+    for (data, expected) in [
+        ("7", "data.train: must be a path or a list of paths"),
+        ("{path: a.jsonl}", "data.train"),
+        ("[[a]]", "data.train: is not a text"),
+    ] {
         let error = parse(data).unwrap_err().to_string();
-        assert!(error.contains("data.train") && error.contains("path"), "{error}");
+        assert!(error.contains(expected), "{error}");
     }
 }
 

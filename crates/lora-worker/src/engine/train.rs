@@ -35,12 +35,19 @@ impl EngineThread {
         }
         let completed_steps = job.run.completed_steps();
         let is_first = assignment.rank == 0;
+        let mut notices = Vec::new();
         if let Some(notice) = job.run.fallback().map(str::to_owned) {
             let (job, generation) = (&assignment.job_id, assignment.generation);
             tracing::warn!(job, generation, reason = notice, "NCCL is not used");
-            if is_first {
-                self.update(|current| current.notice = notice);
-            }
+            notices.push(notice);
+        }
+        // Whoever has planned the job has sent the tokens, and has told the user.
+        let is_planned = assignment.inputs.as_ref().is_some_and(|inputs| !inputs.tokens.is_empty());
+        if assignment.generation == 1 && !is_planned {
+            notices.extend(job.run.data_notes());
+        }
+        if is_first && !notices.is_empty() {
+            self.update(|current| current.notice = notices.join("; "));
         }
         let mut past = Vec::new();
         if is_first {

@@ -56,8 +56,9 @@ pub(crate) struct Args {
 pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode> {
     let file = JobFile::read(&args.job)?;
     let (base, plan) = checked_base(&file, &args.job, args.max_upload)?;
-    // With --watch they are among the job's events.
-    plan.iter().filter(|_| !args.watch).for_each(job_check::show_notes);
+    // With --watch they are among the job's events, if the coordinator can plan the job.
+    let is_shown_later = args.watch && matches!(base, BaseLocation::Uploaded(_));
+    plan.iter().filter(|_| !is_shown_later).for_each(job_check::show_notes);
     let bar = hashing_bar();
     let inputs = JobUpload::collect(&file, base, plan.iter().flat_map(Plan::token_files), &bar)?;
     bar.finish_and_clear();
