@@ -125,11 +125,12 @@ impl Dataset {
     /// Returns the SHA-256, in hex, of the kept rows: of the tokens and the loss mask.
     pub fn tokens_sha256(&self) -> String {
         let mut hash = Sha256::new();
+        let mut bytes = Vec::new();
         for row in self.rows.iter() {
             hash.update((row.len() as u64).to_le_bytes());
-            for word in row.words() {
-                hash.update(u64::from(*word).to_le_bytes());
-            }
+            bytes.clear();
+            bytes.extend(row.words().iter().flat_map(|word| u64::from(*word).to_le_bytes()));
+            hash.update(&bytes);
         }
         hex::encode(hash.finalize())
     }

@@ -17,6 +17,8 @@ use crate::{DataError, Tokenizer, token_file};
 
 /// How long to wait for another process that encodes the same rows.
 const WAIT_LIMIT: Duration = Duration::from_secs(600);
+/// The age after which an unfinished file or a lock belongs to no process.
+const STALE_AFTER: Duration = Duration::from_secs(24 * 3600);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// What the names of token files end with.
 const EXTENSION: &str = "safetensors";
@@ -117,30 +119,45 @@ impl TokenCache {
         let mut file = NamedTempFile::new_in(&self.dir)?;
         token_file::write(file.as_file_mut(), key, rows)?;
         file.persist(path)?;
-        self.evict(path)
+        if let Err(error) = self.evict(path) {
+            // The new file is there in any case.
+            tracing::warn!(dir = %self.dir.display(), %error, "old tokens are not removed");
+        }
+        Ok(())
     }
 
-    /// Removes the least recently used files, except `newest`.
+    /// Removes the least recently used files, except `newest`, and what killed processes left.
     fn evict(&self, newest: &Path) -> io::Result<()> {
         let mut files = Vec::new();
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
             // Another process may remove it meanwhile.
             let Ok(metadata) = path.metadata() else { continue };
-            if path.extension().is_some_and(|extension| extension == EXTENSION) && path != newest {
-                files.push((metadata.modified()?, metadata.len(), path));
+            let modified = metadata.modified()?;
+            if path.extension().is_some_and(|extension| extension == EXTENSION) {
+                files.push((modified, metadata.len(), path));
+            } else if modified.elapsed().is_ok_and(|age| age > STALE_AFTER) {
+                remove(&path)?;
             }
         }
         files.sort();
-        let mut left = newest.metadata()?.len() + files.iter().map(|(_, bytes, _)| bytes).sum::<u64>();
-        for (_, bytes, path) in files {
+        let mut left = files.iter().map(|(_, bytes, _)| bytes).sum::<u64>();
+        for (_, bytes, path) in files.into_iter().filter(|(_, _, path)| path != newest) {
             if left <= self.max_bytes {
                 break;
             }
-            fs::remove_file(path)?;
+            remove(&path)?;
             left -= bytes;
         }
         Ok(())
+    }
+}
+
+/// Removes a file, unless another process has removed it.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -135,7 +135,7 @@ impl<P: AsRef<Path>> From<P> for SourceDir {
 pub struct JobFiles {
     /// The base of `model.base`.
     pub base: SourceDir,
-    /// The rows of `data.train`, in this order.
+    /// The files of `data.train`, in this order.
     pub train: Vec<SourceFile>,
     /// The rows of `data.eval`; set if and only if the job has evaluation rows.
     pub eval: Option<SourceFile>,

@@ -57,11 +57,11 @@ pub(crate) async fn check(
     inputs: v1::Inputs,
     permit: OwnedSemaphorePermit,
 ) -> ValidationOutcome {
-    let planning = (store.clone(), inputs.clone());
+    let (plan_store, plan_inputs) = (store.clone(), inputs.clone());
     let checked = tokio::task::spawn_blocking(move || {
         // A validation that is aborted keeps its permit while it reads data.
         let _permit = permit;
-        checked_plan(&planning.0, &job, &planning.1)
+        checked_plan(&plan_store, &job, &plan_inputs)
     });
     let plan = match checked.await {
         Ok(Ok(Some(plan))) => plan,

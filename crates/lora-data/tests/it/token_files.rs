@@ -3,6 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
 
 use lora_data::{Dataset, TokenCache, TokenFiles, TokenRows, Tokenizer};
 use lora_spec::{DataSpec, LongRows, SourceDir};
@@ -188,6 +189,20 @@ fn the_least_recently_used_files_are_removed() {
     let none = TokenCache::new(fixture.dir.path().join("tokens"), 0);
     let newest = fixture.read_with(&tokenizer, &of("d"), &none).token_files[0].clone();
     assert_eq!(fixture.token_files(), [newest.path()]);
+}
+
+#[test]
+fn what_killed_processes_left_is_removed_after_a_day() {
+    let fixture = Fixture::new();
+    let dir = fixture.dir.path().join("tokens");
+    fs::create_dir(&dir).unwrap();
+    let left = ["old", "new"].map(|name| dir.join(name));
+    for (path, hours) in left.iter().zip([25, 1]) {
+        let file = fs::File::create(path).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(hours * 3600)).unwrap();
+    }
+    fixture.read(&DataSpec::default());
+    assert_eq!(left.map(|path| path.exists()), [false, true]);
 }
 
 #[test]

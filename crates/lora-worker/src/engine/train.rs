@@ -43,7 +43,7 @@ impl EngineThread {
         }
         // Whoever has planned the job has sent the tokens, and has told the user.
         let is_planned = assignment.inputs.as_ref().is_some_and(|inputs| !inputs.tokens.is_empty());
-        if assignment.generation == 1 && !is_planned {
+        if is_first && assignment.generation == 1 && !is_planned {
             notices.extend(job.run.data_notes());
         }
         if is_first && !notices.is_empty() {
