@@ -8,7 +8,8 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use sha2::{Digest, Sha256};
 
 use crate::batch::inputs;
-use crate::{Dataset, DatasetPart, MicroBatchRows, RowLayout};
+use crate::joined::{DatasetFile, DatasetPart};
+use crate::{Dataset, MicroBatchRows, RowLayout};
 
 /// The rows of each step: a pure function of the dataset (hash and row lengths), the seed, the
 /// epoch, the step, `shuffle` and the batch sizes.
@@ -54,7 +55,7 @@ impl BatchPlan {
     ) -> Self {
         Self {
             epoch_rows: lengths.len(),
-            parts: Vec::new(),
+            parts: vec![DatasetPart { rows: lengths.len(), weight: 1.0 }],
             lengths,
             dataset_sha256: dataset_sha256.to_owned(),
             seed,
@@ -76,7 +77,8 @@ impl BatchPlan {
             training.global_batch_size,
             RowLayout::for_job(job),
         );
-        Self { parts: train.parts.clone(), epoch_rows: train.epoch_rows(), ..plan }
+        let parts = train.files.iter().map(DatasetFile::part).collect();
+        Self { parts, epoch_rows: train.epoch_rows(), ..plan }
     }
 
     /// Returns the optimizer steps of a pass over the data. The last step may have fewer
@@ -143,9 +145,6 @@ impl BatchPlan {
 
     /// The rows of an epoch before they are shuffled: part by part, as often as its weight says.
     fn rows_of_epoch(&self, epoch: u64) -> Vec<usize> {
-        if self.parts.is_empty() {
-            return (0..self.lengths.len()).collect();
-        }
         let mut rows = Vec::with_capacity(self.epoch_rows);
         let mut start = 0;
         for (index, part) in self.parts.iter().enumerate() {

@@ -9,7 +9,7 @@ use crate::encoded_rows::EncodedRows;
 use crate::file_format::{FileFormat, FileKind};
 use crate::hashed_file::HashedFile;
 use crate::token_rows::TokenRow;
-use crate::{DataError, DataReport, DatasetPart, TokenFiles, TokenRows, Tokenizer};
+use crate::{DataError, DataReport, DatasetFile, TokenFiles, TokenRows, Tokenizer};
 
 /// A tokenized row with its loss mask.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,15 +28,14 @@ pub struct Dataset {
     pub rows: TokenRows,
     /// SHA-256 of the file's bytes, in hex; of several files, of their hashes and weights.
     pub sha256: String,
-    /// Statistics of the file's rows.
+    /// Statistics of the rows.
     pub report: DataReport,
+    /// The files, in the order of their rows.
+    pub files: Vec<DatasetFile>,
     /// The files with the tokens of the rows.
     pub token_files: Vec<SourceFile>,
     /// Why tokens could not be kept, for users.
     pub cache_problems: Vec<String>,
-    /// The parts of a dataset of several files, or with a weight; empty: an epoch has each row
-    /// once.
-    pub parts: Vec<DatasetPart>,
 }
 
 impl Dataset {
@@ -60,11 +59,20 @@ impl Dataset {
         data: &DataSpec,
         token_files: TokenFiles,
     ) -> Result<Self, DataError> {
-        let (dataset, problems) = Self::inspect(file, tokenizer, data, token_files)?;
-        match problems.into_iter().next() {
-            Some(problem) => Err(problem),
-            None => Ok(dataset),
-        }
+        Self::inspect(file, tokenizer, data, token_files).and_then(without_problems)
+    }
+
+    /// Reads the files of `data.train` like [`Self::read_with`], and joins their rows.
+    ///
+    /// # Errors
+    /// Those of [`Self::read`], and a weight that takes no row of its file.
+    pub fn read_all(
+        files: &[SourceFile],
+        tokenizer: &Tokenizer,
+        data: &DataSpec,
+        token_files: TokenFiles,
+    ) -> Result<Self, DataError> {
+        Self::inspect_all(files, tokenizer, data, token_files).and_then(without_problems)
     }
 
     /// Reads a dataset like [`Self::read_with`], but drops rows that are too long for
@@ -119,7 +127,9 @@ impl Dataset {
         let problems = problems((file, kind), data, numbers.len(), long, without_targets);
         let token_files = token_file.into_iter().collect();
         let cache_problems = cache_problem.into_iter().collect();
-        Ok((Self { rows, sha256, report, token_files, cache_problems, parts: Vec::new() }, problems))
+        let (name, report_of_file) = (file.name().to_owned(), report.clone());
+        let files = vec![DatasetFile { name, sha256: sha256.clone(), weight: 1.0, report: report_of_file }];
+        Ok((Self { rows, sha256, report, files, token_files, cache_problems }, problems))
     }
 
     /// Returns the SHA-256, in hex, of the kept rows: of the tokens and the loss mask.
@@ -138,6 +148,14 @@ impl Dataset {
     /// Returns the number of tokens of each row, for [`BatchPlan`](crate::BatchPlan).
     pub fn lengths(&self) -> Vec<usize> {
         self.rows.iter().map(TokenRow::len).collect()
+    }
+}
+
+/// Makes the first problem of an inspected dataset an error.
+fn without_problems((dataset, problems): (Dataset, Vec<DataError>)) -> Result<Dataset, DataError> {
+    match problems.into_iter().next() {
+        Some(problem) => Err(problem),
+        None => Ok(dataset),
     }
 }
 
@@ -183,9 +201,9 @@ mod tests {
                 .collect(),
             sha256: String::new(),
             report: DataReport::default(),
+            files: Vec::new(),
             token_files: Vec::new(),
             cache_problems: Vec::new(),
-            parts: Vec::new(),
         };
         let expected = hex::encode(Sha256::digest([2_u64, 14, 19].map(u64::to_le_bytes).concat()));
         assert_eq!(dataset(&[(&[7, 9], &[false, true])]).tokens_sha256(), expected);

@@ -1,32 +1,58 @@
 //! The rows of several files.
 
+use std::path::PathBuf;
+
 use lora_spec::{DataSpec, SourceFile};
 use sha2::{Digest, Sha256};
 
 use crate::{DataError, DataReport, Dataset, TokenFiles, TokenRows, Tokenizer};
 
-/// The rows of a file among those of several.
+/// A file of a dataset.
 #[derive(Debug, Clone, PartialEq)]
-pub struct DatasetPart {
-    /// The number of its rows, which follow those of the part before.
-    pub rows: usize,
-    /// How often an epoch has them.
+pub struct DatasetFile {
+    /// Its name, as the job calls it.
+    pub name: PathBuf,
+    /// SHA-256 of its bytes, in hex.
+    pub sha256: String,
+    /// How often an epoch has its rows.
     pub weight: f64,
+    /// Statistics of its rows.
+    pub report: DataReport,
+}
+
+impl DatasetFile {
+    /// Returns its place in the order of an epoch.
+    pub(crate) fn part(&self) -> DatasetPart {
+        DatasetPart { rows: self.report.rows_kept, weight: self.weight }
+    }
+
+    /// Returns how many of its rows an epoch has, counting a row as often as it is used.
+    pub fn epoch_rows(&self) -> usize {
+        self.part().epoch_rows()
+    }
+}
+
+/// The rows of a file among those of a dataset, which follow those of the file before.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct DatasetPart {
+    pub(crate) rows: usize,
+    /// How often an epoch has them.
+    pub(crate) weight: f64,
 }
 
 impl DatasetPart {
     /// How often an epoch has every row.
-    pub(crate) fn copies(&self) -> usize {
+    pub(crate) fn copies(self) -> usize {
         self.weight as usize
     }
 
     /// How many rows, chosen at random, an epoch has once more.
-    pub(crate) fn extra_rows(&self) -> usize {
+    pub(crate) fn extra_rows(self) -> usize {
         (self.weight.fract() * self.rows as f64).round() as usize
     }
 
     /// The number of rows in an epoch.
-    pub(crate) fn epoch_rows(&self) -> usize {
+    pub(crate) fn epoch_rows(self) -> usize {
         self.copies() * self.rows + self.extra_rows()
     }
 }
@@ -53,11 +79,11 @@ impl Dataset {
             (1, true) => datasets.remove(0),
             _ => Self::join(datasets, &data.train_weights),
         };
-        let unused = joined.parts.iter().zip(files).find(|(part, _)| part.rows > 0 && part.epoch_rows() == 0);
-        if let Some((part, file)) = unused {
-            let (weight, rows) = (part.weight, part.rows);
+        let is_unused = |file: &&DatasetFile| file.report.rows_kept > 0 && file.epoch_rows() == 0;
+        if let Some(DatasetFile { name, weight, report, .. }) = joined.files.iter().find(is_unused) {
+            let rows = report.rows_kept;
             let message = format!("data.train_weights: {weight} takes none of its {rows} rows; raise it");
-            return Err(DataError::file(file.name(), message));
+            return Err(DataError::file(name, message));
         }
         Ok((joined, problems))
     }
@@ -71,13 +97,13 @@ impl Dataset {
             report: DataReport::default(),
             token_files: Vec::new(),
             cache_problems: Vec::new(),
-            parts: Vec::new(),
+            files: Vec::new(),
         };
         let weights = weights.iter().copied().chain(std::iter::repeat(1.0));
         for (dataset, weight) in datasets.into_iter().zip(weights) {
             hash.update(&dataset.sha256);
             hash.update(weight.to_le_bytes());
-            joined.parts.push(DatasetPart { rows: dataset.rows.len(), weight });
+            joined.files.extend(dataset.files.into_iter().map(|file| DatasetFile { weight, ..file }));
             joined.rows.append(dataset.rows);
             joined.report.join(dataset.report);
             joined.token_files.extend(dataset.token_files);
@@ -88,17 +114,25 @@ impl Dataset {
         joined
     }
 
-    /// Returns the number of rows in an epoch.
+    /// Returns the number of rows in an epoch, counting a row as often as it is used.
     pub fn epoch_rows(&self) -> usize {
-        match self.parts.as_slice() {
-            [] => self.rows.len(),
-            parts => parts.iter().map(DatasetPart::epoch_rows).sum(),
-        }
+        self.files.iter().map(DatasetFile::epoch_rows).sum()
     }
 
     /// Returns the number of tokens of each row, and how often an epoch has it.
     pub fn weighted_lengths(&self) -> impl Iterator<Item = (usize, f64)> {
-        let weights = self.parts.iter().flat_map(|part| std::iter::repeat_n(part.weight, part.rows));
-        self.lengths().into_iter().zip(weights.chain(std::iter::repeat(1.0)))
+        let of_file = |file: &DatasetFile| std::iter::repeat_n(file.weight, file.report.rows_kept);
+        self.lengths().into_iter().zip(self.files.iter().flat_map(of_file))
+    }
+
+    /// What users should know about the rows ([`DataReport::notes`]). Names the files if there are
+    /// several.
+    pub fn notes(&self) -> Vec<String> {
+        let of_file = |file: &DatasetFile| {
+            let name = (self.files.len() > 1).then(|| format!("{}: ", file.name.display()));
+            let name = name.unwrap_or_default();
+            file.report.notes().into_iter().map(move |note| format!("{name}{note}")).collect::<Vec<_>>()
+        };
+        self.files.iter().flat_map(of_file).collect()
     }
 }

@@ -50,7 +50,7 @@ pub use data_file::check_data_file;
 pub use data_report::DataReport;
 pub use dataset::{Dataset, Row};
 pub use error::{DataError, RowList};
-pub use joined::DatasetPart;
+pub use joined::DatasetFile;
 pub use message::Message;
 pub use token_files::{TokenCache, TokenFiles, TokenizingProgress};
 pub use token_rows::{TokenRow, TokenRows};

@@ -102,16 +102,26 @@ pub(crate) fn notes(job: &JobSpec, config: &ModelConfig, train: &Dataset) -> Vec
 /// Returns the notes about the rows of a job: what is not trained as they say, and settings without
 /// effect.
 pub fn data_notes(data: &DataSpec, train: &Dataset, eval: Option<&Dataset>) -> Vec<String> {
-    let mut notes = train.report.notes();
+    let mut notes = train.notes();
     notes.extend(unused_data_settings(data, &train.report));
-    let of_eval = eval.iter().flat_map(|eval| eval.report.notes());
+    let of_eval = eval.iter().flat_map(|eval| eval.notes());
     notes.extend(of_eval.map(|note| format!("evaluation rows: {note}")));
     if eval.is_some_and(|eval| eval.sha256 == train.sha256) {
         notes.push("data.eval has the rows of data.train: eval_loss says nothing about other rows".into());
     }
+    notes.extend(equal_files(train));
     let problems = [Some(train), eval].into_iter().flatten().flat_map(|dataset| &dataset.cache_problems);
     notes.extend(problems.cloned());
     notes
+}
+
+/// Returns the notes about training files that are equal to one before.
+fn equal_files(train: &Dataset) -> impl Iterator<Item = String> {
+    train.files.iter().enumerate().filter_map(|(index, file)| {
+        let earlier = train.files[..index].iter().find(|earlier| earlier.sha256 == file.sha256)?;
+        let (name, earlier) = (file.name.display(), earlier.name.display());
+        Some(format!("{name} has the same rows as {earlier}: an epoch has them for both"))
+    })
 }
 
 /// Returns the notes about settings of the section `data` without effect on these rows.

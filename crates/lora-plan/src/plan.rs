@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use lora_collective::tree::all_reduce_bytes;
 use lora_data::{
-    BatchPlan, DataError, DataReport, Dataset, DatasetPart, RowLayout, TokenCache, TokenFiles, Tokenizer,
+    BatchPlan, DataError, DataReport, Dataset, DatasetFile, RowLayout, TokenCache, TokenFiles, Tokenizer,
     TokenizingProgress, check_data_file,
 };
 use lora_spec::{FieldError, JobFiles, JobSpec, ModelConfig, SafetensorsIndex, SourceFile};
@@ -114,18 +114,14 @@ pub struct PlanFile {
     pub rows_kept: usize,
     /// How often an epoch has them.
     pub weight: f64,
+    /// How many of its rows an epoch has, counting a row as often as it is used.
+    pub epoch_rows: usize,
 }
 
 impl PlanFile {
-    fn of_dataset(files: &[SourceFile], dataset: &Dataset) -> Vec<Self> {
-        let whole = [DatasetPart { rows: dataset.rows.len(), weight: 1.0 }];
-        let parts = if dataset.parts.is_empty() { &whole[..] } else { &dataset.parts };
-        let file = |(file, part): (&SourceFile, &DatasetPart)| Self {
-            path: file.name().to_owned(),
-            rows_kept: part.rows,
-            weight: part.weight,
-        };
-        files.iter().zip(parts).map(file).collect()
+    fn of(file: &DatasetFile) -> Self {
+        let (path, rows_kept) = (file.name.clone(), file.report.rows_kept);
+        Self { path, rows_kept, weight: file.weight, epoch_rows: file.epoch_rows() }
     }
 }
 
@@ -201,8 +197,8 @@ impl Plan {
             ));
         }
         all_notes.extend(data_notes(&job.data, &train, eval.as_ref()));
-        let data = |files: &[SourceFile], dataset: Dataset| PlanData {
-            files: PlanFile::of_dataset(files, &dataset),
+        let data = |dataset: Dataset| PlanData {
+            files: dataset.files.iter().map(PlanFile::of).collect(),
             report: dataset.report,
             token_files: dataset.token_files,
         };
@@ -229,8 +225,8 @@ impl Plan {
             padding_unpacked,
             padding_packed,
             notes: all_notes,
-            train: data(&files.train, train),
-            eval: eval.map(|eval| data(files.eval.as_slice(), eval)),
+            train: data(train),
+            eval: eval.map(data),
             sample: sample.unwrap_or_default(),
             rows,
             chat_template,

@@ -61,7 +61,7 @@ pub use model_config::{
 pub use model_spec::{BaseDtype, BaseFormat, BaseLayout, Loftq, ModelSpec, Quantization, QuantizationType};
 pub use philox::Philox;
 pub use row_format::RowFormat;
-pub use run::{RunFacts, StepMetrics};
+pub use run::{ExportedAdapter, RunFacts, StepMetrics};
 pub use safetensors_index::{
     FOUR_BIT_BLOCK_SIZES, FourBitState, FourBitType, SafetensorsError, SafetensorsIndex, StoredWeight,
     TensorEntry,

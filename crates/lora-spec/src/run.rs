@@ -17,6 +17,17 @@ pub struct RunFacts {
     pub adapter_bytes: u64,
 }
 
+/// The adapter that a run exports.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExportedAdapter {
+    /// The step whose parameters it has.
+    pub step: u64,
+    /// Loss of the evaluation after this step, in nats per trained token, if one followed it.
+    pub eval_loss: Option<f64>,
+    /// Whether training ended before its last step because the evaluation loss did not improve.
+    pub stopped_early: bool,
+}
+
 /// The metrics of a step. They are the same on every rank, and after a resume.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {

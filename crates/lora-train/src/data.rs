@@ -1,7 +1,7 @@
 //! The rows of a job, and the check that the job fits in memory.
 
 use lora_collective::CancelToken;
-use lora_data::{DataError, Dataset, TokenCache, TokenFiles, Tokenizer};
+use lora_data::{Dataset, TokenCache, TokenFiles, Tokenizer};
 use lora_model::ModelError;
 use lora_plan::MemoryRequirements;
 use lora_spec::{DeviceMemory, JobFiles, JobSpec, ModelConfig, SafetensorsIndex, SourceDir};
@@ -30,12 +30,7 @@ impl RunData {
         let model = ModelConfig::read(&files.base).map_err(ModelError::from)?;
         let tokenizer = Tokenizer::for_job(&files.base, &job.data)?.with_vocab_size(model.vocab_size);
         let token_files = TokenFiles { given: files.tokens.as_ref(), cache, progress: None };
-        let strict = |(dataset, problems): (Dataset, Vec<DataError>)| match problems.into_iter().next() {
-            Some(problem) => Err(problem),
-            None => Ok(dataset),
-        };
-        let train =
-            Dataset::inspect_all(&files.train, &tokenizer, &job.data, token_files).and_then(strict)?;
+        let train = Dataset::read_all(&files.train, &tokenizer, &job.data, token_files)?;
         check()?;
         let eval =
             files.eval.as_ref().map(|file| Dataset::read_with(file, &tokenizer, &job.data, token_files));

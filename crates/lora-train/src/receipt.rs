@@ -24,8 +24,11 @@ pub struct Receipt {
     pub job: JobSpec,
     /// SHA-256 of the base (names and hashes of `config.json` and the safetensors files).
     pub base_sha256: String,
-    /// SHA-256 of the training file.
+    /// SHA-256 of the training file; of several files, or with weights, a hash over theirs.
     pub train_sha256: String,
+    /// SHA-256 of each training file, if there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub train_files_sha256: Vec<String>,
     /// SHA-256 of the evaluation file.
     pub eval_sha256: Option<String>,
     /// SHA-256 over the dataset rows of every micro-batch of every step, in order, as u64 (little
@@ -104,6 +107,7 @@ pub struct StepRecord {
 pub(crate) struct InputHashes {
     pub(crate) base: String,
     pub(crate) train: String,
+    pub(crate) train_files: Vec<String>,
     pub(crate) eval: Option<String>,
     pub(crate) order: String,
 }

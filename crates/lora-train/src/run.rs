@@ -8,7 +8,9 @@ use lora_data::{Tokenizer, sample_rows};
 use lora_model::{Base, sha256};
 use lora_ops::adamw::AdamWSettings;
 use lora_spec::file_names::{ADAPTER_WEIGHTS, RECEIPT};
-use lora_spec::{FieldError, InitLoraWeights, JobFiles, JobSpec, RunFacts, StepMetrics, WorkersSpec};
+use lora_spec::{
+    ExportedAdapter, FieldError, InitLoraWeights, JobFiles, JobSpec, RunFacts, StepMetrics, WorkersSpec,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
@@ -169,17 +171,18 @@ impl Run {
     /// the last one.
     fn end_notice(&self) -> Option<String> {
         let step = self.progress.step();
+        let exported = self.exported_adapter();
         let mut parts = Vec::new();
-        if step < self.facts.total_steps {
+        if exported.stopped_early {
             parts.push(format!(
                 "training stopped after step {step} of {}: eval_loss did not improve in {} evaluations",
                 self.facts.total_steps,
                 self.job.training.early_stopping_patience.unwrap_or_default()
             ));
         }
-        let exported = self.evaluator.best_params().and(self.progress.best().best);
-        if let Some((eval_loss, best_step)) = exported.filter(|(_, best_step)| *best_step != step) {
-            parts.push(format!("the adapter of step {best_step} is exported (eval_loss {eval_loss:.4})"));
+        if exported.step != step {
+            let loss = exported.eval_loss.map(|loss| format!(" (eval_loss {loss:.4})")).unwrap_or_default();
+            parts.push(format!("the adapter of step {} is exported{loss}", exported.step));
         }
         (!parts.is_empty()).then(|| parts.join("; "))
     }
@@ -333,14 +336,14 @@ impl Run {
     pub fn export(&self) -> Result<Vec<ResultFile>, TrainError> {
         let engine = self.trainer.engine();
         let (base, last) = (engine.base(), engine.adapter());
-        let (adapter, adapter_step) = match (self.evaluator.best_params(), self.progress.best().best) {
-            (Some(best), Some((_, step))) => (&last.with_params(best.to_vec(), None)?, step),
-            _ => (last, self.progress.step()),
+        let adapter = match self.evaluator.best_params() {
+            Some(best) => &last.with_params(best.to_vec(), None)?,
+            None => last,
         };
         let rows = sample_rows(self.evaluator.dataset().unwrap_or_else(|| self.rows.dataset()));
         let (mut files, export) = adapter_files(&self.job, base, adapter, &rows)?;
         files.extend(tokenizer_files(&self.tokenizer)?);
-        let receipt = self.receipt(&files, adapter_step, export)?;
+        let receipt = self.receipt(&files, export)?;
         let mut bytes =
             serde_json::to_vec_pretty(&receipt).map_err(|e| FieldError::new(RECEIPT, e.to_string()))?;
         bytes.push(b'\n');
@@ -348,13 +351,20 @@ impl Run {
         Ok(files)
     }
 
-    /// Returns the receipt of a result with these `files` and the adapter after `adapter_step`.
-    fn receipt(
-        &self,
-        files: &[ResultFile],
-        adapter_step: u64,
-        export: LogitDifference,
-    ) -> Result<Receipt, TrainError> {
+    /// Returns which adapter [`Self::export`] exports, if training ends now.
+    pub fn exported_adapter(&self) -> ExportedAdapter {
+        let best = self.evaluator.best_params().and(self.progress.best().best);
+        let step = best.map_or(self.progress.step(), |(_, step)| step);
+        let record = self.history().iter().find(|record| record.step == step);
+        ExportedAdapter {
+            step,
+            eval_loss: record.and_then(|record| record.eval_loss),
+            stopped_early: self.progress.step() < self.facts.total_steps,
+        }
+    }
+
+    /// Returns the receipt of a result with these `files`.
+    fn receipt(&self, files: &[ResultFile], export: LogitDifference) -> Result<Receipt, TrainError> {
         let hashes =
             files.iter().map(|file| FileHash { name: file.name.clone(), sha256: sha256(&file.bytes) });
         let (weights, others): (Vec<FileHash>, Vec<FileHash>) =
@@ -366,10 +376,11 @@ impl Run {
             job: JobSpec { workers: WorkersSpec::default(), ..self.job.clone() },
             base_sha256: inputs.base,
             train_sha256: inputs.train,
+            train_files_sha256: inputs.train_files,
             eval_sha256: inputs.eval,
             order_sha256: inputs.order,
             trainable_parameters: self.facts.trainable_parameters,
-            adapter_step,
+            adapter_step: self.exported_adapter().step,
             adapter_sha256: weights.into_iter().map(|file| file.sha256).collect(),
             files: others,
             export: Some(export),
@@ -383,6 +394,7 @@ impl Run {
         InputHashes {
             base: self.trainer.engine().base().sha256().to_owned(),
             train: self.rows.sha256().to_owned(),
+            train_files: self.rows.files_sha256(),
             eval: self.evaluator.sha256().map(str::to_owned),
             order: self.rows.order_sha256(steps),
         }

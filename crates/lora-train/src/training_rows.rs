@@ -16,9 +16,15 @@ impl TrainingRows {
         Self { plan: BatchPlan::for_job(job, &dataset), dataset }
     }
 
-    /// Returns the SHA-256 of the file.
+    /// Returns the SHA-256 of the dataset.
     pub(crate) fn sha256(&self) -> &str {
         &self.dataset.sha256
+    }
+
+    /// Returns the SHA-256 of each file if there are several.
+    pub(crate) fn files_sha256(&self) -> Vec<String> {
+        let files = &self.dataset.files;
+        files.iter().filter(|_| files.len() > 1).map(|file| file.sha256.clone()).collect()
     }
 
     /// Returns the number of steps of one pass over the rows.

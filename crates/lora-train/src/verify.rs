@@ -79,14 +79,18 @@ pub fn verify(dir: &Path, input_paths: &InputPaths, steps: u64) -> Result<Verifi
     let base = Arc::new(Base::load(&job_files.base, job.base_layout(), &device)?);
     let mut run = Run::prepare(job, &job_files, base, &CancelToken::new())?;
     let found = run.input_hashes(receipt.steps.len() as u64);
-    let eval = found.eval.as_deref().zip(receipt.eval_sha256.as_deref());
-    let compared = [
-        Some(("model.base", found.base.as_str(), receipt.base_sha256.as_str())),
-        Some(("data.train", found.train.as_str(), receipt.train_sha256.as_str())),
-        eval.map(|(found, expected)| ("data.eval", found, expected)),
-        Some(("the order of the rows", found.order.as_str(), receipt.order_sha256.as_str())),
-    ];
-    for (field, found, expected) in compared.into_iter().flatten() {
+    let train_files = found.train_files.iter().zip(&receipt.train_files_sha256);
+    let compared_files = train_files
+        .zip(&job_files.train)
+        .map(|((found, expected), file)| (format!("data.train: {}", file.name().display()), found, expected));
+    let eval = found.eval.as_ref().zip(receipt.eval_sha256.as_ref());
+    let of_field = |field: &str, found, expected| (field.to_owned(), found, expected);
+    let compared = std::iter::once(of_field("model.base", &found.base, &receipt.base_sha256))
+        .chain(compared_files)
+        .chain([of_field("data.train", &found.train, &receipt.train_sha256)])
+        .chain(eval.map(|(found, expected)| of_field("data.eval", found, expected)))
+        .chain([of_field("the order of the rows", &found.order, &receipt.order_sha256)]);
+    for (field, found, expected) in compared {
         if found != expected {
             return Err(wrong(format!("{field} was changed: its SHA-256 is {found}, not {expected}")));
         }
@@ -105,9 +109,12 @@ pub fn verify(dir: &Path, input_paths: &InputPaths, steps: u64) -> Result<Verifi
                      compute other initial bits)"
                 }
             };
+            let numbers = |record: Option<&StepRecord>| record.map_or("no step".into(), step_numbers);
             return Err(wrong(format!(
-                "step {} gave other bits{start}: {found:?} instead of {expected:?}",
-                expected.step
+                "step {} gave other bits{start}: {} instead of {}",
+                expected.step,
+                numbers(found),
+                step_numbers(expected)
             )));
         }
     }
@@ -117,6 +124,13 @@ pub fn verify(dir: &Path, input_paths: &InputPaths, steps: u64) -> Result<Verifi
         steps: receipt.steps.len() as u64,
         adapter_sha256: receipt.adapter_sha256,
     })
+}
+
+/// The numbers of a step that `verify` compares, for users.
+fn step_numbers(record: &StepRecord) -> String {
+    let number = |value: Option<f64>| value.map_or("none".into(), |value| value.to_string());
+    let (loss, norm) = (number(record.loss), number(record.grad_norm));
+    format!("loss {loss}, grad_norm {norm}, state {}", record.state)
 }
 
 /// Returns the files of `job` at their current paths.

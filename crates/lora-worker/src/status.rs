@@ -23,6 +23,7 @@ pub(crate) struct CurrentJob {
     pub(crate) suspects: Vec<u32>,
     pub(crate) unreachable: Vec<u32>,
     pub(crate) files: Vec<String>,
+    pub(crate) exported: Option<v1::ExportedAdapter>,
     /// A message for users about the group. Empty if there is none.
     pub(crate) notice: String,
     /// The token of the current or last group.
@@ -44,6 +45,7 @@ impl CurrentJob {
             suspects: Vec::new(),
             unreachable: Vec::new(),
             files: Vec::new(),
+            exported: None,
             notice: String::new(),
             group: None,
         }
@@ -56,6 +58,7 @@ impl CurrentJob {
         self.suspects.clear();
         self.unreachable.clear();
         self.files.clear();
+        self.exported = None;
     }
 
     /// Whether the engine continues without further directives.
@@ -91,6 +94,7 @@ pub(crate) fn status_message(
         suspects: current.suspects.clone(),
         unreachable: current.unreachable.clone(),
         files: current.files.clone(),
+        exported: current.exported,
         notice: current.notice.clone(),
         waiting_for_peers: current.group.as_ref().is_some_and(CancelToken::is_waiting_for_peers),
     });

@@ -142,20 +142,27 @@ impl JobUpload {
         &self.files
     }
 
-    /// Returns the first setting whose file has other contents than in `earlier`.
-    pub(crate) fn difference(&self, earlier: &v1::Inputs) -> Option<&'static str> {
-        let hash = |file: &v1::StoredFile| file.digest.clone();
-        let hashes = |files: &[v1::StoredFile]| files.iter().map(hash).collect::<Vec<_>>();
-        let one = |file: &Option<v1::StoredFile>| file.as_ref().map(hash);
-        if hashes(&self.train) != hashes(&earlier.train) {
-            Some("data.train")
-        } else if one(&self.eval) != one(&earlier.eval) {
-            Some("data.eval")
-        } else if hashes(&self.init_from) != hashes(&earlier.init_from) {
-            Some("adapter.init_from")
-        } else {
-            None
+    /// Checks that all files have the contents that they have in `earlier`.
+    ///
+    /// # Errors
+    /// Names the setting and the first file with other contents.
+    pub(crate) fn check_unchanged(&self, earlier: &v1::Inputs) -> Result<(), FieldError> {
+        for (setting, now, then) in [
+            ("data.train", self.train.as_slice(), earlier.train.as_slice()),
+            ("data.eval", self.eval.as_slice(), earlier.eval.as_slice()),
+            ("adapter.init_from", &self.init_from, &earlier.init_from),
+        ] {
+            let mut digests = then.iter().map(|file| &file.digest);
+            let changed = now.iter().find(|file| digests.next() != Some(&file.digest));
+            if let Some(file) = changed {
+                let message = format!(
+                    "{} has other contents than when the run was started; restore them, or start a new run",
+                    file.name
+                );
+                return Err(FieldError::new(setting, message));
+            }
         }
+        Ok(())
     }
 }
 
@@ -291,8 +298,9 @@ mod tests {
             JobUpload::collect(&file, BaseLocation::Path("/base".into()), [], &ProgressBar::hidden()).unwrap()
         };
         let first = collect();
-        assert_eq!(collect().difference(&first.message()), None);
+        assert_eq!(collect().check_unchanged(&first.message()), Ok(()));
         fs::write(dir.path().join("t.jsonl"), "two").unwrap();
-        assert_eq!(collect().difference(&first.message()), Some("data.train"));
+        let changed = collect().check_unchanged(&first.message()).unwrap_err().to_string();
+        assert!(changed.starts_with("data.train: t.jsonl has other contents than when"), "{changed}");
     }
 }

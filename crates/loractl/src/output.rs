@@ -1,6 +1,7 @@
 //! Output of results on stdout.
 
 mod event;
+mod exported;
 mod grid;
 mod job;
 mod table;
@@ -13,6 +14,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 pub(crate) use event::{EventView, Item, event_text};
+pub(crate) use exported::ExportedView;
 pub(crate) use job::{JobView, failure_text, job_grid, job_table};
 pub(crate) use lora_spec::format_bytes as bytes;
 pub(crate) use table::Table;

@@ -15,6 +15,7 @@ pub(crate) struct JobStats {
     metrics: Option<StepMetrics>,
     completed_steps: u64,
     eval_loss: Option<f64>,
+    exported: Option<v1::ExportedAdapter>,
     /// Number of received steps, and the bytes that rank 0 sent in them.
     steps: u64,
     reduced_bytes: u64,
@@ -42,6 +43,7 @@ impl JobStats {
             metrics: job.metrics,
             completed_steps: job.completed_steps,
             eval_loss: job.metrics.and_then(|metrics| metrics.eval_loss),
+            exported: job.exported,
             ..Self::default()
         }
     }
@@ -64,6 +66,7 @@ impl JobStats {
             // The workers did not train between the last step of the previous group and the first
             // of this one.
             Some(job_event::Kind::Assigned(_)) => (self.first, self.last) = (None, None),
+            Some(job_event::Kind::ResultSaved(saved)) => self.exported = saved.exported,
             Some(job_event::Kind::Prepared(prepared)) => self.facts = prepared.facts.or(self.facts),
             _ => {}
         }
@@ -108,6 +111,11 @@ impl JobStats {
     /// Loss of the newest evaluation.
     pub(crate) fn eval_loss(&self) -> Option<f64> {
         self.eval_loss
+    }
+
+    /// The adapter in the result; `None` before the job has succeeded.
+    pub(crate) fn exported(&self) -> Option<v1::ExportedAdapter> {
+        self.exported
     }
 
     /// Mean number of bytes that rank 0 sent in a received step.

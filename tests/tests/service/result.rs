@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use lora_e2e::{Finished, Fixture, RunOutcome, TestService, json_lines, loractl, sha256, until};
 use lora_proto::v1::watch_job_response::Kind;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{STEPS, expect_reference_outcome, groups};
 
@@ -119,6 +119,36 @@ fn a_download_resumes_an_earlier_one() {
         };
         assert_eq!(files(&dir), files(&whole));
     }
+}
+
+#[test]
+fn status_and_events_tell_the_exported_step_and_that_training_stopped_early() {
+    let fixture = Fixture::default();
+    // With this learning rate the first evaluation is better than the second.
+    for (old, new) in [
+        ("learning_rate: 5.0e-3", "learning_rate: 0.05\n  lr_scheduler_type: constant"),
+        ("eval_steps: 4", "eval_steps: 2\n  early_stopping_patience: 1\n  load_best_model_at_end: true"),
+    ] {
+        fixture.edit("job.yaml", old, new);
+    }
+    let service = TestService::start();
+    let _worker = service.worker("w0");
+    let job = service.submit(&fixture);
+    let out = fixture.path("out");
+    service.result(&job, &out);
+    let receipt: Value = serde_json::from_slice(&fs::read(out.join("receipt.json")).unwrap()).unwrap();
+    let expected = json!({"step": 2, "eval_loss": receipt["steps"][1]["eval_loss"], "stopped_early": true});
+    assert!(expected["eval_loss"].is_f64() && receipt["adapter_step"] == 2, "{receipt}");
+    let status = service.run(&["status", &job, "-o", "json"]).expect_code(0).json();
+    assert_eq!((&status["exported"], &status["completed_steps"]), (&expected, &json!(4)));
+    let logs = json_lines(&service.run(&["logs", &job, "-o", "json"]).expect_code(0).stdout);
+    let saved = logs.iter().find(|event| event["event"] == "result_saved").unwrap();
+    assert_eq!(saved["exported"], expected);
+    let table = service.run(&["status", &job]).expect_code(0).stdout;
+    let row = table.lines().find(|line| line.starts_with("exported step")).unwrap();
+    assert!(row.contains(" 2 (eval loss ") && table.contains("\nstopped early"), "{table}");
+    let local = Finished::run(&mut fixture.run("local", &["-o", "json"])).expect_code(0).json();
+    assert_eq!(local["exported"], expected);
 }
 
 /// The numbers in the complete lines that `loractl watch -o json` has written. The last line may be

@@ -40,6 +40,7 @@ pub(crate) enum Action {
         rank: usize,
         files: Vec<String>,
         steps: u64,
+        exported: Option<v1::ExportedAdapter>,
     },
     /// All members have loaded the job: they train.
     Train {

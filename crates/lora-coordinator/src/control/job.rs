@@ -175,7 +175,8 @@ impl Job {
                 job.row.failure = Some(failure);
                 next.enter(JobState::Failed)?;
             }
-            Action::Succeed { steps, .. } => {
+            Action::Succeed { steps, exported, .. } => {
+                job.row.exported = exported;
                 job.row.completed_steps = job.row.completed_steps.max(steps);
                 next.enter(JobState::Succeeded)?;
             }

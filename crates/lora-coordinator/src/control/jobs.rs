@@ -135,7 +135,7 @@ impl Jobs {
         };
         let Change { job: next, events } = job.changed(action.clone(), group)?;
         match &action {
-            Action::Succeed { worker, rank, files, steps } => {
+            Action::Succeed { worker, rank, files, steps, exported: _ } => {
                 match self.store.commit_result(&next.row, files, events).await? {
                     Ok(files) => tracing::info!(job = id, files = files.len(), steps, "job succeeded"),
                     Err(missing) => {

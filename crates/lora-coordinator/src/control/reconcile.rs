@@ -277,7 +277,8 @@ impl<'a> Observed<'a> {
         if self.circumstances.last_stored_step < steps && may_wait {
             return Some(Vec::new());
         }
-        Some(vec![Action::Succeed { worker: member.row.worker.clone(), rank, files, steps }])
+        let (worker, exported) = (member.row.worker.clone(), held.exported);
+        Some(vec![Action::Succeed { worker, rank, files, steps, exported }])
     }
 
     /// The member that must upload its state, because neither a member in `keep` nor the store has

@@ -151,7 +151,8 @@ impl Store {
         }
         drop_checkpoints(&mut db, sequence).await.map_err(failed)?;
         let files = result_files(&mut db, sequence).await.map_err(failed)?;
-        events.insert(0, job_event::Kind::ResultSaved(v1::ResultSaved { files: files.clone() }));
+        let saved = v1::ResultSaved { files: files.clone(), exported: job.exported };
+        events.insert(0, job_event::Kind::ResultSaved(saved));
         append_events(&mut db, sequence, events, self.0.retention.events).await.map_err(failed)?;
         let unreferenced_objects = delete_unreferenced(&mut db, BEFORE_ALL_TIMES).await.map_err(failed)?;
         owner::commit(db, &self.0.objects).await.map_err(failed)?;

@@ -92,6 +92,7 @@ pub(super) fn migrations() -> Migrator {
         migration(2, "needs", include_str!("../../migrations/2_needs.sql")),
         migration(3, "owner", include_str!("../../migrations/3_owner.sql")),
         migration(4, "wal", include_str!("../../migrations/4_wal.sql")),
+        migration(5, "exported", include_str!("../../migrations/5_exported.sql")),
     ])
 }
 

@@ -39,6 +39,8 @@ pub(crate) struct JobRow {
     pub(crate) completed_steps: u64,
     pub(crate) facts: Option<v1::RunFacts>,
     pub(crate) failure: Option<v1::Failure>,
+    /// The adapter in the result of a succeeded job.
+    pub(crate) exported: Option<v1::ExportedAdapter>,
     /// The hash of the base's files, in hexadecimal; empty until a worker has reported it.
     pub(crate) base_sha256: String,
     /// The reason why the job waits, as text for users; empty if it does not wait.
@@ -71,6 +73,7 @@ impl Default for JobRow {
             completed_steps: 0,
             facts: None,
             failure: None,
+            exported: None,
             base_sha256: String::new(),
             waiting_for: String::new(),
             fruitless: 0,
@@ -95,8 +98,8 @@ pub(super) async fn insert(db: &mut SqliteConnection, job: &JobRow) -> sqlx::Res
     let query = sqlx::query(
         "INSERT INTO jobs (spec, priority, state, validated, generation, members, token, completed_steps, \
          facts, failure, base_sha256, waiting_for, fruitless, changed, needs, inputs, \
-         id, idempotency_key, request_sha256, created) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING sequence",
+         exported, id, idempotency_key, request_sha256, created) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING sequence",
     );
     let query = bind_changing(query, job)?
         .bind(&job.id)
@@ -110,8 +113,8 @@ pub(super) async fn insert(db: &mut SqliteConnection, job: &JobRow) -> sqlx::Res
 pub(super) async fn update(db: &mut SqliteConnection, job: &JobRow) -> sqlx::Result<i64> {
     let query = sqlx::query(
         "UPDATE jobs SET (spec, priority, state, validated, generation, members, token, completed_steps, \
-         facts, failure, base_sha256, waiting_for, fruitless, changed, needs, inputs) \
-         = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE id = ? RETURNING sequence",
+         facts, failure, base_sha256, waiting_for, fruitless, changed, needs, inputs, \
+         exported) = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE id = ? RETURNING sequence",
     );
     bind_changing(query, job)?.bind(&job.id).fetch_one(db).await?.try_get("sequence")
 }
@@ -136,7 +139,8 @@ fn bind_changing(query: Query, job: &JobRow) -> sqlx::Result<Query> {
         .bind(job.fruitless)
         .bind(nanos(job.changed))
         .bind(requirements)
-        .bind(job.inputs.encode_to_vec()))
+        .bind(job.inputs.encode_to_vec())
+        .bind(job.exported.as_ref().map(Message::encode_to_vec)))
 }
 
 /// Decodes a job from a row with all columns of `jobs`.
@@ -164,6 +168,7 @@ pub(super) fn from_row(row: &SqliteRow) -> sqlx::Result<JobRow> {
         completed_steps: row.try_get("completed_steps")?,
         facts: optional_message(row, "facts")?,
         failure: optional_message(row, "failure")?,
+        exported: optional_message(row, "exported")?,
         base_sha256: row.try_get("base_sha256")?,
         waiting_for: row.try_get("waiting_for")?,
         fruitless: row.try_get("fruitless")?,

@@ -221,6 +221,7 @@ async fn message(db: &mut SqliteConnection, row: &SqliteRow) -> sqlx::Result<(i6
         inputs: Some(job.inputs),
         metrics: newest.and_then(|report| report.metrics),
         last_event: row.try_get("last_event")?,
+        exported: job.exported,
     };
     Ok((job.sequence, message))
 }

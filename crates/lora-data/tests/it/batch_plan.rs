@@ -148,7 +148,7 @@ fn dataset(rows: Vec<Row>) -> Dataset {
         report: Default::default(),
         token_files: Vec::new(),
         cache_problems: Vec::new(),
-        parts: Vec::new(),
+        files: Vec::new(),
     }
 }
 

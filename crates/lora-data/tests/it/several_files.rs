@@ -19,9 +19,7 @@ fn read(files: &[usize], weights: &[f64]) -> Result<(BaseDir, Dataset), DataErro
         })
         .collect();
     let data = DataSpec { train_weights: weights.to_vec(), ..DataSpec::default() };
-    let (dataset, problems) =
-        Dataset::inspect_all(&sources, &base.tokenizer(), &data, TokenFiles::default())?;
-    assert!(problems.is_empty());
+    let dataset = Dataset::read_all(&sources, &base.tokenizer(), &data, TokenFiles::default())?;
     Ok((base, dataset))
 }
 
@@ -94,7 +92,8 @@ fn fewer_rows_than_the_file_are_taken_below_1() {
 fn one_file_without_weights_keeps_its_order_and_hash() {
     let (_, dataset) = read(&[9], &[]).unwrap();
     let (_, weighted) = read(&[9], &[1.0]).unwrap();
-    assert!(dataset.parts.is_empty() && dataset.sha256 != weighted.sha256);
+    assert_ne!(dataset.sha256, weighted.sha256);
+    assert_eq!(dataset.files[0].sha256, dataset.sha256);
     let all = BatchPlan::new(
         dataset.lengths(),
         &dataset.sha256,
@@ -123,4 +122,17 @@ fn a_weight_that_takes_no_row_is_an_error() {
         error.ends_with("b.jsonl: data.train_weights: 0.1 takes none of its 4 rows; raise it"),
         "{error}"
     );
+}
+
+#[test]
+fn notes_name_the_file_if_there_are_several() {
+    let base = BaseDir::new("</s>", false);
+    let file = |name: &str, row: &str| SourceFile::from(base.write(name, row));
+    let (a, b) = (file("a.jsonl", "{\"text\": \"a\"}"), file("b.jsonl", "{\"text\": \"b\", \"id\": 1}"));
+    let read = |files: &[SourceFile]| {
+        Dataset::read_all(files, &base.tokenizer(), &DataSpec::default(), TokenFiles::default()).unwrap()
+    };
+    let note = "key \"id\" of 1 row has no effect";
+    assert_eq!(read(std::slice::from_ref(&b)).notes(), [note]);
+    assert_eq!(read(&[a, b.clone()]).notes(), [format!("{}: {note}", b.name().display())]);
 }

@@ -1,6 +1,6 @@
 //! Sizes of a run, and metrics of its steps.
 
-use lora_spec::{RunFacts, StepMetrics};
+use lora_spec::{ExportedAdapter, RunFacts, StepMetrics};
 
 use crate::v1;
 
@@ -9,6 +9,13 @@ impl From<&RunFacts> for v1::RunFacts {
         let RunFacts { total_steps, steps_per_epoch, trainable_parameters, total_parameters, adapter_bytes } =
             *facts;
         Self { total_steps, steps_per_epoch, trainable_parameters, total_parameters, adapter_bytes }
+    }
+}
+
+impl From<ExportedAdapter> for v1::ExportedAdapter {
+    fn from(adapter: ExportedAdapter) -> Self {
+        let ExportedAdapter { step, eval_loss, stopped_early } = adapter;
+        Self { step, eval_loss, stopped_early }
     }
 }
 

@@ -26,6 +26,7 @@ impl EngineThread {
         let Some(job) = &self.job else { return Err(Interruption::Superseded) };
         self.enter(Phase::Exporting);
         let mut files = Vec::new();
+        let exported = job.run.exported_adapter().into();
         for artifact in job.run.export()? {
             files.push(artifact.name.clone());
             self.upload(assignment, Name::ResultFile(artifact.name), artifact.bytes)?;
@@ -34,6 +35,7 @@ impl EngineThread {
         self.update(|current| {
             current.enter(Phase::Finished);
             current.files = files;
+            current.exported = Some(exported);
         });
         Ok(())
     }

@@ -309,8 +309,9 @@ fn data(table: &mut Table, name: &str, data: &PlanData) {
         files => {
             let unit = if files.len() == 1 { "file" } else { "files" };
             table.row(name, format!("{counts} in {} {unit}", files.len()));
-            for PlanFile { path, rows_kept, weight } in files {
-                let rows = format!("{} rows, {weight} times an epoch", count(*rows_kept as u64));
+            for PlanFile { path, rows_kept, weight, epoch_rows } in files {
+                let (rows, of_epoch) = (count(*rows_kept as u64), count(*epoch_rows as u64));
+                let rows = format!("{rows} rows, {weight} times an epoch: {of_epoch}");
                 table.row(format!("  {}", path.display()), rows);
             }
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use lora_proto::v1;
-use lora_spec::{FieldError, JobFile, JobSpec, JobState};
+use lora_spec::{JobFile, JobSpec, JobState};
 use tokio::time::timeout;
 
 use crate::client::{CallError, Client};
@@ -46,11 +46,9 @@ pub(crate) async fn resume(
     if let Some(difference) = file.job.difference(&earlier) {
         bail!("the unfinished run was started with another job: {}", file.locate(difference));
     }
-    if let Some(setting) = inputs.difference(&job.inputs.clone().unwrap_or_default()) {
-        let message =
-            "has other contents than when the run was started; restore them, or start a new run".into();
-        return Err(file.locate(FieldError::new(setting, message)).into());
-    }
+    inputs
+        .check_unchanged(&job.inputs.clone().unwrap_or_default())
+        .map_err(|changed| file.locate(changed))?;
     let job = wait_until_resumable(client, job, file, &earlier, progress).await?;
     match JobState::from_name(&job.state) {
         Some(JobState::Paused | JobState::Failed) => {}

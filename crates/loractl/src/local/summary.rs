@@ -1,14 +1,13 @@
 //! The summary of a run.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use lora_spec::JobState;
-use lora_spec::file_names::{ADAPTER_WEIGHTS, RECEIPT};
-use lora_train::Receipt;
+use lora_spec::file_names::ADAPTER_WEIGHTS;
 use serde::Serialize;
 
-use crate::output::{Table, bytes, count, failure_text};
+use crate::output::{ExportedView, Table, bytes, count, failure_text};
 use crate::stats::JobStats;
 
 /// The summary of a run. Unknown values, such as the loss of a job without a step, are `None`.
@@ -19,16 +18,12 @@ pub(crate) struct RunSummary {
     pub(crate) failure: Option<String>,
     pub(crate) steps: u64,
     pub(crate) total_steps: u64,
-    /// Why training ended, after it succeeded.
-    pub(crate) stop_reason: Option<StopReason>,
     /// Mean loss of the last row of `metrics.jsonl`, in nats per trained token.
     pub(crate) loss: Option<f64>,
     /// Loss of the last evaluation.
     pub(crate) eval_loss: Option<f64>,
-    /// Step whose adapter was exported.
-    pub(crate) adapter_step: Option<u64>,
-    /// Loss of the evaluation after this step.
-    pub(crate) adapter_eval_loss: Option<f64>,
+    /// The adapter in the result.
+    pub(crate) exported: Option<ExportedView>,
     pub(crate) trainable_parameters: u64,
     /// Parameters of base and adapter.
     pub(crate) total_parameters: u64,
@@ -46,21 +41,6 @@ pub(crate) struct RunSummary {
     pub(crate) output_dir: PathBuf,
 }
 
-/// Why training ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum StopReason {
-    /// All steps are completed.
-    Completed,
-    /// The evaluations did not improve for `early_stopping_patience` evaluations.
-    EarlyStopping,
-}
-
-/// Reads the receipt of a result; `None` if it cannot be read.
-fn receipt(dir: &Path) -> Option<Receipt> {
-    serde_json::from_slice(&std::fs::read(dir.join(RECEIPT)).ok()?).ok()
-}
-
 impl RunSummary {
     /// Creates the summary of a run that has ended.
     pub(crate) fn new(
@@ -74,20 +54,12 @@ impl RunSummary {
         let state = stats.state().unwrap_or(JobState::Validating);
         let adapter = output_dir.join(ADAPTER_WEIGHTS);
         let succeeded = state == JobState::Succeeded;
-        let receipt = receipt(&output_dir).filter(|_| succeeded);
-        let exported = receipt
-            .as_ref()
-            .and_then(|receipt| receipt.steps.iter().find(|record| record.step == receipt.adapter_step));
-        let is_complete = stats.completed_steps() >= facts.total_steps;
-        let reason = if is_complete { StopReason::Completed } else { StopReason::EarlyStopping };
         Self {
             state,
             failure: stats.failure().map(failure_text),
             steps: stats.completed_steps(),
             total_steps: facts.total_steps,
-            stop_reason: succeeded.then_some(reason),
-            adapter_step: exported.map(|record| record.step),
-            adapter_eval_loss: exported.and_then(|record| record.eval_loss),
+            exported: stats.exported().map(Into::into),
             loss: stats.metrics().map(|metrics| metrics.loss),
             eval_loss: stats.eval_loss(),
             trainable_parameters: facts.trainable_parameters,
@@ -107,18 +79,14 @@ impl RunSummary {
         let mut table = Table::new();
         table.row("state", self.state.name());
         table.row("steps", format!("{} of {}", self.steps, self.total_steps));
-        if self.stop_reason == Some(StopReason::EarlyStopping) {
-            table.row("stopped early", "eval loss did not improve for early_stopping_patience evaluations");
-        }
         if let Some(loss) = self.loss {
             table.row("loss", format!("{loss:.4}"));
         }
         if let Some(loss) = self.eval_loss {
             table.row("eval loss", format!("{loss:.4}"));
         }
-        if let Some(step) = self.adapter_step.filter(|step| *step != self.steps) {
-            let loss = self.adapter_eval_loss.map(|loss| format!(" (eval loss {loss:.4})"));
-            table.row("exported step", format!("{step}{}", loss.unwrap_or_default()));
+        if let Some(exported) = &self.exported {
+            exported.rows(&mut table, self.steps);
         }
         let percent = 100.0 * self.trainable_parameters as f64 / self.total_parameters.max(1) as f64;
         table.row("trainable parameters", format!("{} ({percent:.2} %)", count(self.trainable_parameters)));

@@ -4,6 +4,7 @@ use lora_proto::v1::{self, StepMetrics, job_event};
 use serde::Serialize;
 
 use super::bytes;
+use super::exported::ExportedView;
 use super::job::{FactsView, FailureView, FileView, JobView, failure_text};
 use super::units::{count, format_time};
 
@@ -65,6 +66,7 @@ enum KindView {
     },
     ResultSaved {
         files: Vec<FileView>,
+        exported: Option<ExportedView>,
     },
     /// An event of a kind that only a newer coordinator has.
     Unknown,
@@ -115,9 +117,10 @@ impl From<job_event::Kind> for KindView {
                 Self::CheckpointSaved { step, bytes: digest.map_or(0, |digest| digest.size) }
             }
             Kind::Notice(v1::Notice { worker, step, text }) => Self::Notice { worker, step, text },
-            Kind::ResultSaved(v1::ResultSaved { files }) => {
-                Self::ResultSaved { files: files.into_iter().map(Into::into).collect() }
-            }
+            Kind::ResultSaved(v1::ResultSaved { files, exported }) => Self::ResultSaved {
+                files: files.into_iter().map(Into::into).collect(),
+                exported: exported.map(Into::into),
+            },
         }
     }
 }
@@ -182,9 +185,15 @@ pub(crate) fn event_text(event: &v1::JobEvent) -> String {
             let worker = if worker.is_empty() { "coordinator" } else { worker };
             format!("{worker}, step {step}: {text}")
         }
-        Some(Kind::ResultSaved(v1::ResultSaved { files })) => {
+        Some(Kind::ResultSaved(v1::ResultSaved { files, exported })) => {
             let size = files.iter().filter_map(|file| file.digest.as_ref()).map(|digest| digest.size).sum();
-            format!("result saved by the coordinator: {} files ({})", files.len(), bytes(size))
+            let adapter = exported.map(|exported| format!("; {}", ExportedView::from(exported).text()));
+            format!(
+                "result saved by the coordinator: {} files ({}){}",
+                files.len(),
+                bytes(size),
+                adapter.unwrap_or_default()
+            )
         }
         None => "an event of a kind that this version of loractl does not support".into(),
     }

@@ -5,6 +5,7 @@ use lora_spec::JobSpec;
 use serde::Serialize;
 
 use super::bytes;
+use super::exported::ExportedView;
 use super::grid::{ColumnFit, Grid};
 use super::table::Table;
 use super::units::{count, duration, format_age, format_time, seconds_since};
@@ -30,6 +31,8 @@ pub(crate) struct JobView {
     tokens_per_second: Option<f64>,
     seconds_left: Option<f64>,
     failure: Option<FailureView>,
+    /// The adapter in the result, once the job has succeeded.
+    exported: Option<ExportedView>,
     result: Vec<FileView>,
     inputs: InputsView,
     /// The settings; `None` if this version of loractl does not support all of them.
@@ -100,6 +103,7 @@ impl JobView {
             tokens_per_second,
             seconds_left,
             failure: job.failure.map(Into::into),
+            exported: job.exported.map(Into::into),
             result: job.result.into_iter().map(Into::into).collect(),
             inputs: job.inputs.unwrap_or_default().into(),
             spec,
@@ -267,6 +271,9 @@ fn progress(table: &mut Table, job: &v1::Job, tokens_per_second: Option<f64>, se
         table.row("loss", format!("{:.4}", metrics.loss));
         if let Some(loss) = metrics.eval_loss {
             table.row("eval loss", format!("{loss:.4}"));
+        }
+        if let Some(exported) = job.exported {
+            ExportedView::from(exported).rows(table, metrics.step);
         }
         table.row("epoch", format!("{:.2}", metrics.epoch));
         table.row("tokens", count(metrics.num_tokens));

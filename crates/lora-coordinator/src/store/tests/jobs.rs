@@ -33,6 +33,7 @@ fn unusual(id: &str) -> JobRow {
         completed_steps: 12,
         facts: Some(v1::RunFacts { total_steps: 20, ..v1::RunFacts::default() }),
         failure: Some(v1::Failure { cause: "out of memory".into(), ..v1::Failure::default() }),
+        exported: Some(v1::ExportedAdapter { step: 8, eval_loss: Some(0.5), stopped_early: true }),
         base_sha256: "abc".into(),
         waiting_for: "2 workers".into(),
         fruitless: 2,
@@ -145,6 +146,7 @@ async fn a_job_message_has_the_current_progress() {
         inputs: Some(row.inputs),
         metrics: step(12).metrics,
         last_event: 2,
+        exported: row.exported,
     };
     assert_eq!(message, expected);
     assert_eq!(fixture.store.list_jobs(&[], None, 1).await.unwrap(), [(row.sequence, expected)]);

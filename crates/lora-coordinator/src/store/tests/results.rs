@@ -29,7 +29,8 @@ async fn a_result_has_the_announced_files_and_those_of_the_coordinator() {
     let fixture = Fixture::new().await;
     let row = exported(&fixture).await;
     assert_eq!(fixture.store.result_file("one", "a.json").await.unwrap(), None);
-    let done = JobRow { state: JobState::Succeeded, completed_steps: 3, ..row };
+    let exported = Some(v1::ExportedAdapter { step: 3, eval_loss: Some(0.5), stopped_early: false });
+    let done = JobRow { state: JobState::Succeeded, completed_steps: 3, exported, ..row };
     let events = vec![changed(JobState::Succeeded)];
     let stored =
         fixture.store.commit_result(&done, &files(&["b.json", "a.json"]), events).await.unwrap().unwrap();
@@ -62,10 +63,8 @@ async fn a_result_has_the_announced_files_and_those_of_the_coordinator() {
         other => panic!("{other:?}"),
     };
     let kinds: Vec<_> = watch.map_ok(kind).try_collect().await.unwrap();
-    assert_eq!(
-        kinds,
-        [job_event::Kind::ResultSaved(v1::ResultSaved { files: stored }), changed(JobState::Succeeded)]
-    );
+    let saved = v1::ResultSaved { files: stored, exported };
+    assert_eq!(kinds, [job_event::Kind::ResultSaved(saved), changed(JobState::Succeeded)]);
 }
 
 #[tokio::test]
