@@ -51,7 +51,7 @@ pub fn collate(dataset: &Dataset, rows: &MicroBatchRows) -> MicroBatch {
         for &sample in samples {
             let row = dataset.rows.row(sample);
             let inputs = inputs(row.len());
-            documents.push(Document { sample: sample as u64, start });
+            documents.push(Document { sample: sample as u64, start, tokens: row.len() });
             let at = i * seq_len + start..i * seq_len + start + inputs;
             let next = row.tokens().zip(row.trained()).skip(1);
             for (at, (token, (target, trained))) in at.zip(row.tokens().zip(next)) {
@@ -82,7 +82,7 @@ pub fn sample_rows(dataset: &Dataset) -> Vec<MicroBatch> {
     let sample = |(index, row): (usize, TokenRow)| {
         let inputs = inputs(row.len()).min(SAMPLE_TOKENS);
         MicroBatch {
-            rows: Document::whole_rows([index as u64]),
+            rows: Document::whole_rows([index as u64], inputs + 1),
             seq_len: inputs,
             tokens: row.tokens().take(inputs).collect(),
             targets: row.tokens().skip(1).take(inputs).collect(),

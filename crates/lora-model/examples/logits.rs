@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let tokens: Vec<u32> =
         (0..rows * seq_len).map(|i| philox.below(vocab, [i as u32, 0, 0, 0]) as u32).collect();
     let batch = MicroBatch {
-        rows: Document::whole_rows(vec![0; rows]),
+        rows: Document::whole_rows(vec![0; rows], seq_len),
         seq_len,
         targets: tokens.clone(),
         weights: vec![0.0; tokens.len()],

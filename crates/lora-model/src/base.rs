@@ -163,7 +163,8 @@ impl Base {
         positions: Positions,
     ) -> Result<Pass<'a>, ModelError> {
         let first_keys = FirstKeys::new(self.windows(), positions, None, &self.device)?;
-        let ropes = self.ropes(positions.past + positions.seq)?;
+        let length = positions.past + positions.seq;
+        let ropes = self.ropes(length, length)?;
         Ok(Pass::new(adapter, positions, Rotations::Shared(ropes), first_keys))
     }
 
@@ -174,15 +175,19 @@ impl Base {
         batch: &MicroBatch,
     ) -> Result<Pass<'a>, ModelError> {
         let positions = Positions { batch: batch.rows.len(), seq: batch.seq_len, past: 0 };
+        // Padding, which belongs to the last document of a row, makes no sequence longer.
+        let length = batch.longest_document();
         if !batch.is_packed() {
-            return self.pass(adapter, positions);
+            let first_keys = FirstKeys::new(self.windows(), positions, None, &self.device)?;
+            let rotations = Rotations::Shared(self.ropes(batch.seq_len, length)?);
+            return Ok(Pass::new(adapter, positions, rotations, first_keys));
         }
         let starts: Vec<u32> = batch.documents().map(|(_, document)| document.start as u32).collect();
         let within: Vec<u32> =
             batch.documents().map(|(position, document)| (position - document.start) as u32).collect();
-        let longest = within.iter().max().map_or(0, |last| *last as usize + 1);
+        let last = within.iter().max().map_or(0, |last| *last as usize);
         let within = Ids::new(within, &self.device)?;
-        let ropes = self.ropes(longest)?;
+        let ropes = self.ropes(last + 1, length)?;
         let ropes = ropes.iter().map(|rope| rope.at_positions(&within)).collect::<Result<_, _>>()?;
         let first_keys = FirstKeys::new(self.windows(), positions, Some(&starts), &self.device)?;
         Ok(Pass::new(adapter, positions, Rotations::OfTokens(ropes), first_keys))
@@ -214,14 +219,16 @@ impl Base {
         Ok(x)
     }
 
-    /// Returns the tables of the rotary embeddings for sequences of `positions` positions.
-    fn ropes(&self, positions: usize) -> Result<Vec<Arc<RopeTable>>, ModelError> {
+    /// Returns the tables of the rotary embeddings for `positions` positions, with the frequencies
+    /// for sequences of `length` tokens.
+    fn ropes(&self, positions: usize, length: usize) -> Result<Vec<Arc<RopeTable>>, ModelError> {
         let mut tables = self.ropes.lock().unwrap_or_else(PoisonError::into_inner);
         for (index, rope) in self.config.ropes.iter().enumerate() {
-            if tables.get(index).is_some_and(|table| table.serves(rope, positions)) {
+            let context = rope.context(length);
+            if tables.get(index).is_some_and(|table| table.serves(positions, context)) {
                 continue;
             }
-            let (longest, context) = (positions.next_power_of_two(), rope.context(positions));
+            let longest = positions.next_power_of_two();
             let table = Arc::new(RopeTable::with_context(rope, longest, context, &self.device)?);
             match tables.get_mut(index) {
                 Some(shorter) => *shorter = table,

@@ -181,7 +181,7 @@ mod tests {
                 let base = Base::random(config.clone(), BaseDtype::Bf16, seed, &Device::Cpu).unwrap();
                 let tokens = vec![3, 1, 4, 1, 5, 9];
                 let batch = MicroBatch {
-                    rows: Document::whole_rows([0, 1]),
+                    rows: Document::whole_rows([0, 1], 3),
                     seq_len: 3,
                     targets: tokens.clone(),
                     tokens,

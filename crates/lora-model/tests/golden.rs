@@ -60,7 +60,7 @@ impl Case {
         Self {
             dir: files,
             batch: MicroBatch {
-                rows: Document::whole_rows(vec![0; rows]),
+                rows: Document::whole_rows(vec![0; rows], seq_len),
                 seq_len,
                 tokens: values(&inputs["tokens"]).iter().map(|t| *t as u32).collect(),
                 targets: (0..rows * seq_len).map(|i| next(i).max(0.0) as u32).collect(),
@@ -207,6 +207,39 @@ fn packed_rows_have_the_loss_and_the_gradients_of_their_samples() {
     }
 }
 
+/// The last token of a row is only a target, and rows are padded: neither changes the frequencies
+/// that depend on the number of a row's tokens.
+#[test]
+fn frequencies_depend_on_the_tokens_of_a_row_and_not_on_its_padding() {
+    for name in ["llama-dynamic", "phi3-longrope", "phi3-longrope-short"] {
+        let case = Case::read(name, None);
+        let none = ActivationCheckpointing::None;
+        for inputs in [case.batch.seq_len - 1, case.batch.seq_len] {
+            let separate = padded(&case.batch, inputs);
+            case.check_gradients(&format!("{name}, padded"), &separate, none);
+        }
+        let one = packed(&case.batch, &case.real);
+        let padded = padded(&one, one.seq_len);
+        case.check_gradients(&format!("{name}, packed and padded"), &padded, none);
+    }
+}
+
+/// Returns the first `inputs` positions of each row of `batch` with 50 positions of padding.
+fn padded(batch: &MicroBatch, inputs: usize) -> MicroBatch {
+    fn rows<T: Copy + Default>(values: &[T], seq_len: usize, inputs: usize) -> Vec<T> {
+        let row = |row: &[T]| [&row[..inputs], &[T::default(); 50]].concat();
+        values.chunks(seq_len).flat_map(row).collect()
+    }
+    let of = batch.seq_len;
+    MicroBatch {
+        rows: batch.rows.clone(),
+        seq_len: inputs + 50,
+        tokens: rows(&batch.tokens, of, inputs),
+        targets: rows(&batch.targets, of, inputs),
+        weights: rows(&batch.weights, of, inputs),
+    }
+}
+
 /// The random numbers of a token are those of its sample and of its position there.
 #[test]
 fn packing_keeps_the_dropout_of_each_sample() {
@@ -259,7 +292,7 @@ fn decoding_agrees_with_the_forward_pass() {
                 tokens.extend(&generated);
                 let logits_of = |tokens: &[u32]| {
                     let batch = MicroBatch {
-                        rows: Document::whole_rows([0]),
+                        rows: Document::whole_rows([0], tokens.len()),
                         seq_len: tokens.len(),
                         targets: vec![0; tokens.len()],
                         weights: vec![0.0; tokens.len()],
@@ -341,7 +374,7 @@ fn unusual_configs_give_the_logits_of_transformers() {
         let tokens: Vec<u32> =
             values(&expected[&format!("{name}.tokens")]).iter().map(|token| *token as u32).collect();
         let batch = MicroBatch {
-            rows: Document::whole_rows([0]),
+            rows: Document::whole_rows([0], tokens.len()),
             seq_len: tokens.len(),
             targets: vec![0; tokens.len()],
             weights: vec![0.0; tokens.len()],

@@ -127,7 +127,7 @@ fn loftq_matches_peft() {
 fn sample(base: &Base, adapter: Option<&Adapter>) -> Vec<f32> {
     let tokens: Vec<u32> = (0..24).map(|i| (i * 7 + 3) % base.config.vocab_size as u32).collect();
     let batch = MicroBatch {
-        rows: Document::whole_rows([0, 1]),
+        rows: Document::whole_rows([0, 1], 12),
         seq_len: 12,
         targets: tokens.clone(),
         tokens,

@@ -48,7 +48,7 @@ fn loss_and_gradients_have_the_same_bits_with_any_number_of_threads() {
     write_base(dir.path());
     let tokens: Vec<u32> = (0..3 * 150).map(|i| i * 7 % 3000).collect();
     let batch = MicroBatch {
-        rows: Document::whole_rows([4, 0, 9]),
+        rows: Document::whole_rows([4, 0, 9], 150),
         seq_len: 150,
         weights: (0..tokens.len()).map(|i| if i % 5 == 0 { 0.0 } else { 1.0 }).collect(),
         targets: tokens.clone(),

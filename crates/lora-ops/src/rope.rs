@@ -73,9 +73,9 @@ impl RopeTable {
         })
     }
 
-    /// Whether the table, which is one of `rope`, serves for sequences of `positions` positions.
-    pub fn serves(&self, rope: &Rope, positions: usize) -> bool {
-        self.context == rope.context(positions) && positions <= self.positions
+    /// Whether the table has `positions` positions for sequences with this [`Rope::context`].
+    pub fn serves(&self, positions: usize, context: usize) -> bool {
+        self.context == context && positions <= self.positions
     }
 
     /// Returns the table whose row `i` is the row `positions[i]` of this one.

@@ -24,12 +24,14 @@ pub struct Document {
     pub sample: u64,
     /// Index of its first token in the row.
     pub start: usize,
+    /// Number of its tokens, including the last one, which is only a target.
+    pub tokens: usize,
 }
 
 impl Document {
-    /// Returns rows that have one document each: these samples.
-    pub fn whole_rows(samples: impl IntoIterator<Item = u64>) -> Vec<Vec<Self>> {
-        samples.into_iter().map(|sample| vec![Self { sample, start: 0 }]).collect()
+    /// Returns rows that have one document of `tokens` tokens each: these samples.
+    pub fn whole_rows(samples: impl IntoIterator<Item = u64>, tokens: usize) -> Vec<Vec<Self>> {
+        samples.into_iter().map(|sample| vec![Self { sample, start: 0, tokens }]).collect()
     }
 }
 
@@ -37,6 +39,12 @@ impl MicroBatch {
     /// Returns whether a row has several documents.
     pub fn is_packed(&self) -> bool {
         self.rows.iter().any(|documents| documents.len() > 1)
+    }
+
+    /// Returns the number of tokens of the longest document. The frequencies of `dynamic` and
+    /// `longrope` depend on it, as in Transformers.
+    pub fn longest_document(&self) -> usize {
+        self.rows.iter().flatten().map(|document| document.tokens).max().unwrap_or(0)
     }
 
     /// Returns the document of each position, `[rows * seq_len]`.

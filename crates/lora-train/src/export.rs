@@ -95,7 +95,7 @@ mod tests {
         let params: Vec<f32> = (0..adapter.params().elem_count()).map(|i| (i as f32).sin() * 0.05).collect();
         let adapter = adapter.with_params(params, None).unwrap();
         let row = MicroBatch {
-            rows: Document::whole_rows([0]),
+            rows: Document::whole_rows([0], 3),
             seq_len: 3,
             tokens: vec![1, 2, 3],
             targets: vec![2, 3, 4],

@@ -83,7 +83,7 @@ fn forward_backward_seconds(
     let mut targets = tokens.clone();
     targets.rotate_left(1.min(count));
     let batch = MicroBatch {
-        rows: Document::whole_rows(0..shape.rows as u64),
+        rows: Document::whole_rows(0..shape.rows as u64, shape.positions),
         seq_len: shape.positions,
         tokens,
         targets,

@@ -99,7 +99,7 @@ fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base, &Sourc
             let at = (step * leaves + leaf) * size;
             let next = |i: usize| if i % seq + 1 < seq { labels[at + i + 1] } else { -100.0 };
             let batch = MicroBatch {
-                rows: Document::whole_rows(vec![0; rows]),
+                rows: Document::whole_rows(vec![0; rows], seq),
                 seq_len: seq,
                 tokens: tokens[at..at + size].iter().map(|t| *t as u32).collect(),
                 targets: (0..size).map(|i| next(i).max(0.0) as u32).collect(),

@@ -55,7 +55,7 @@ fn case(bench: &TestBench, golden: &Path, name: &str) -> Result<String> {
     // Labels are not shifted: position t predicts label t + 1.
     let next = |i: usize| if i % seq + 1 < seq { labels[i + 1] } else { -100.0 };
     let batch = MicroBatch {
-        rows: Document::whole_rows(vec![0; rows]),
+        rows: Document::whole_rows(vec![0; rows], seq),
         seq_len: seq,
         tokens: tokens.iter().map(|t| *t as u32).collect(),
         targets: (0..rows * seq).map(|i| next(i).max(0.0) as u32).collect(),

@@ -52,7 +52,7 @@ impl Trainer {
         let mut targets = tokens.to_vec();
         targets.rotate_left(1);
         let batch = MicroBatch {
-            rows: Document::whole_rows(self.rows.iter().copied()),
+            rows: Document::whole_rows(self.rows.iter().copied(), self.seq),
             seq_len: self.seq,
             tokens: tokens.to_vec(),
             targets,

@@ -161,8 +161,9 @@ fn collate_shifts_pads_and_weights_tokens() {
         row(&[4, 5], &[false, true]),
     ];
     let dataset = dataset(rows);
+    let document = |sample, tokens| vec![Document { sample, start: 0, tokens }];
     let batch = collate(&dataset, &MicroBatchRows { rows: vec![vec![2], vec![1]], padded_len: 3 });
-    assert_eq!((batch.seq_len, &batch.rows), (3, &Document::whole_rows([2, 1])));
+    assert_eq!((batch.seq_len, &batch.rows), (3, &vec![document(2, 2), document(1, 3)]));
     assert_eq!(batch.tokens, [4, 0, 0, 1, 2, 0]);
     assert_eq!(batch.targets, [5, 0, 0, 2, 3, 0]);
     assert_eq!(batch.weights, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
@@ -177,7 +178,8 @@ fn packed_rows_are_collated_one_after_another() {
     let rows = layout.eval_micro_batches(&dataset.lengths()).remove(0);
     assert_eq!(rows, MicroBatchRows { rows: vec![vec![0, 1]], padded_len: 16 });
     let batch = collate(&dataset, &rows);
-    let documents = [Document { sample: 0, start: 0 }, Document { sample: 1, start: 2 }];
+    let documents =
+        [Document { sample: 0, start: 0, tokens: 3 }, Document { sample: 1, start: 2, tokens: 2 }];
     assert!(batch.is_packed() && batch.rows == [documents]);
     assert_eq!(batch.tokens[..4], [1, 2, 4, 0]);
     assert_eq!(batch.targets[..4], [2, 3, 5, 0]);

@@ -329,7 +329,7 @@ fn columns_are_split_and_joined() {
 #[test]
 fn a_rope_table_serves_shorter_sequences_of_the_same_frequencies() {
     let serves = |rope: &Rope, table: usize, positions: usize| {
-        RopeTable::new(rope, table, &Device::Cpu).unwrap().serves(rope, positions)
+        RopeTable::new(rope, table, &Device::Cpu).unwrap().serves(positions, rope.context(positions))
     };
     let plain = Rope::new(100.0, 4);
     assert!(serves(&plain, 9, 9) && serves(&plain, 9, 1) && !serves(&plain, 9, 10));
