@@ -30,6 +30,14 @@ pub enum ModelError {
         /// What is wrong, and what would be right.
         message: String,
     },
+    /// A weight of a merged model would not be a number of its type.
+    #[error("the merged weight of {module} would have the value {value}")]
+    NotFinite {
+        /// Name of the module.
+        module: String,
+        /// The value before it is rounded.
+        value: f32,
+    },
     /// An operation on tensors failed.
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),

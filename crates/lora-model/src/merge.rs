@@ -6,6 +6,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use lora_ops::gemm::{no_trans, product};
 use lora_ops::linear::Weight;
+use lora_ops::read_f32;
 use lora_spec::{
     BaseDtype, BaseLayout, LinearModule, ModelConfig, ModelConfigError, SafetensorsIndex, SourceDir,
     file_names,
@@ -52,6 +53,13 @@ impl WeightSource for MergedWeights<'_> {
         let dense = self.frozen.weight(module)?.dense()?;
         if let Some(AdapterTerms { trained, scaling, .. }) = self.adapter.terms(&module.name) {
             product(scaling as f32, no_trans(&trained.b), no_trans(&trained.a), 1.0, &dense)?;
+            let limit = match self.dtype {
+                BaseDtype::Bf16 => half::bf16::MAX.to_f32(),
+                BaseDtype::F32 | BaseDtype::Auto => f32::MAX,
+            };
+            if let Some(value) = read_f32(&dense)?.iter().find(|value| !(value.abs() <= limit)) {
+                return Err(ModelError::NotFinite { module: module.name.clone(), value: *value });
+            }
         }
         let rounded = match self.dtype {
             BaseDtype::Bf16 => dense.to_dtype(DType::BF16)?,

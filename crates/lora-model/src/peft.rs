@@ -8,30 +8,28 @@ use candle_core::{DType, Device, Tensor};
 use lora_ops::read_f32;
 use lora_ops::transfer::to_device;
 use lora_spec::file_names::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
-use lora_spec::{AdapterSpec, ModelConfig, SourceDir};
+use lora_spec::{AdapterSpec, ModelConfig, SourceDir, TargetModules};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use crate::adapter::peft_name;
 use crate::{Adapter, AdapterLayout, ModelError};
 
 /// The part of `adapter_config.json` that decides how an adapter is applied.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone)]
 pub struct PeftConfig {
     /// Rank.
     pub r: usize,
     /// Numerator of the scaling.
     pub lora_alpha: f64,
     /// The scaling is `lora_alpha / sqrt(r)` instead of `lora_alpha / r`.
-    #[serde(default)]
     pub use_rslora: bool,
     /// Revision of the base on the hub.
-    #[serde(default)]
     pub revision: Option<String>,
-    #[serde(flatten)]
-    others: Map<String, Value>,
+    /// The modules that PEFT gives an adapter; `None`: those of its own table.
+    target_modules: Option<TargetModules>,
 }
 
 /// The contents of an adapter directory.
@@ -68,11 +66,9 @@ impl PeftAdapter {
     /// A file is invalid, a value is not finite, or the adapter needs more than plain LoRA.
     pub fn parse(dir: &SourceDir, config: &[u8], weights: &[u8]) -> Result<Self, ModelError> {
         let fail = |file: &str, message: String| adapter_error(dir, file, message);
-        let config: PeftConfig =
+        let config: Map<String, Value> =
             serde_json::from_slice(config).map_err(|e| fail(ADAPTER_CONFIG, e.to_string()))?;
-        if let Some(message) = config.unsupported() {
-            return Err(fail(ADAPTER_CONFIG, message));
-        }
+        let config = PeftConfig::from_fields(config).map_err(|message| fail(ADAPTER_CONFIG, message))?;
         let loaded = candle_core::safetensors::load_buffer(weights, &Device::Cpu)
             .map_err(|e| fail(ADAPTER_WEIGHTS, format!("is not a readable safetensors file: {e}")))?;
         let mut tensors = BTreeMap::new();
@@ -96,8 +92,21 @@ impl PeftAdapter {
         let modules: Vec<_> = model
             .linear_modules()
             .into_iter()
-            .filter(|m| self.tensors.contains_key(&peft_name(&model.module_path(m), "A")))
+            .filter(|m| {
+                let path = model.module_path(m);
+                ["A", "B"].iter().any(|matrix| self.tensors.contains_key(&peft_name(&path, matrix)))
+            })
             .collect();
+        let is_left_out = |path: &String| {
+            self.config.target_modules.as_ref().is_some_and(|it| it.selects(path) == Some(false))
+        };
+        if let Some(path) = modules.iter().map(|module| model.module_path(module)).find(is_left_out) {
+            let message = format!(
+                "target_modules: leaves out {path}, for which {ADAPTER_WEIGHTS} has tensors; PEFT would \
+                 ignore them"
+            );
+            return Err(adapter_error(&self.dir, ADAPTER_CONFIG, message));
+        }
         // Before anything of this size is allocated.
         let r = self.config.r;
         let other = |(name, (shape, _)): &(&String, &(Vec<usize>, Vec<f32>))| {
@@ -152,43 +161,127 @@ impl PeftConfig {
         spec.scaling()
     }
 
-    /// Returns an error message if the configuration needs more than plain LoRA.
-    fn unsupported(&self) -> Option<String> {
-        if self.r == 0 {
-            return Some("r: is 0; it must be at least 1".into());
+    /// Reads the fields of `adapter_config.json`.
+    ///
+    /// # Errors
+    /// A field has another type, or the adapter needs more than plain LoRA. The message names the
+    /// field.
+    fn from_fields(mut fields: Map<String, Value>) -> Result<Self, String> {
+        let peft_type = fields.remove("peft_type").unwrap_or(Value::Null);
+        if peft_type != "LORA" {
+            return Err(format!("peft_type: {peft_type} is not supported; supported: \"LORA\""));
         }
-        let get = |key: &str| self.others.get(key).unwrap_or(&Value::Null);
-        if get("peft_type") != "LORA" {
-            return Some(format!("peft_type: {} is not supported; supported: \"LORA\"", get("peft_type")));
+        let config = Self {
+            r: required(&mut fields, "r", "a whole number from 1 on")?,
+            lora_alpha: required(&mut fields, "lora_alpha", "a number")?,
+            use_rslora: optional(&mut fields, "use_rslora", "true or false")?.unwrap_or(false),
+            revision: optional(&mut fields, "revision", "a text")?,
+            target_modules: optional(&mut fields, "target_modules", "a list of names, or a text")?,
+        };
+        if config.r == 0 {
+            return Err("r: is 0; it must be at least 1".into());
         }
-        if let Some(init) = get("init_lora_weights").as_str()
+        if !config.scaling().is_finite() {
+            return Err(format!("lora_alpha: is {}", config.lora_alpha));
+        }
+        if let Some(init) = fields.remove("init_lora_weights").as_ref().and_then(Value::as_str)
             && !["gaussian", "eva", "orthogonal"].contains(&init)
         {
-            return Some(format!(
+            return Err(format!(
                 "init_lora_weights: {init:?} means that PEFT changes the base's weights when it loads the \
                  adapter; convert the adapter (save_pretrained with \
                  path_initial_model_for_weight_conversion), which sets this to true"
             ));
         }
-        let plain = |key: &str, plain: &[Value]| {
-            let value = get(key);
-            let is_plain = value.is_null() || plain.contains(value);
-            (!is_plain).then(|| format!("{key}: {value} is not supported"))
-        };
-        let empty = [json!({}), json!([]), json!(false), json!("none")];
-        [
-            "bias",
-            "use_dora",
-            "lora_bias",
-            "fan_in_fan_out",
-            "modules_to_save",
-            "rank_pattern",
-            "alpha_pattern",
-        ]
-        .into_iter()
-        .chain(["layer_replication", "trainable_token_indices", "target_parameters", "use_qalora"])
-        .find_map(|key| plain(key, &empty))
+        for (key, value) in fields {
+            if WITHOUT_EFFECT.contains(&key.as_str()) || is_unset(&value) {
+                continue;
+            }
+            return Err(match UNSUPPORTED.contains(&key.as_str()) {
+                true => format!("{key}: {value} is not supported"),
+                false => {
+                    format!(
+                        "{key}: {value} is a setting that is not known; if the adapter is plain LoRA, remove it"
+                    )
+                }
+            });
+        }
+        Ok(config)
     }
+}
+
+/// Fields of PEFT 0.21 that do not change how a plain LoRA adapter of `r`, `lora_alpha` and its
+/// tensors is applied.
+const WITHOUT_EFFECT: [&str; 18] = [
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "inference_mode",
+    "exclude_modules",
+    "lora_dropout",
+    "layers_to_transform",
+    "layers_pattern",
+    "megatron_core",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "qalora_group_size",
+    "runtime_config",
+    "ensure_weight_tying",
+    "init_lora_weights",
+];
+
+/// Fields of PEFT 0.21 whose values mean more than plain LoRA.
+const UNSUPPORTED: [&str; 18] = [
+    "bias",
+    "use_dora",
+    "lora_bias",
+    "fan_in_fan_out",
+    "modules_to_save",
+    "rank_pattern",
+    "alpha_pattern",
+    "layer_replication",
+    "trainable_token_indices",
+    "target_parameters",
+    "use_qalora",
+    "alora_invocation_tokens",
+    "use_bdlora",
+    "arrow_config",
+    "velora_config",
+    "monteclora_config",
+    "kasa_config",
+    "megatron_config",
+];
+
+/// Whether a field has the value of one that is not used.
+fn is_unset(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(values) => values.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        other => other == "none",
+    }
+}
+
+fn required<T: DeserializeOwned>(
+    fields: &mut Map<String, Value>,
+    key: &str,
+    kind: &str,
+) -> Result<T, String> {
+    optional(fields, key, kind)?.ok_or_else(|| format!("{key}: is missing"))
+}
+
+fn optional<T: DeserializeOwned>(
+    fields: &mut Map<String, Value>,
+    key: &str,
+    kind: &str,
+) -> Result<Option<T>, String> {
+    let Some(value) = fields.remove(key).filter(|value| !value.is_null()) else { return Ok(None) };
+    serde_json::from_value(value.clone())
+        .map(Some)
+        .map_err(|_| format!("{key}: is {value}; it must be {kind}"))
 }
 
 /// Returns the two files of an adapter as PEFT 0.21 writes them: (file name, contents). The initial

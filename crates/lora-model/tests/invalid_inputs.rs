@@ -6,9 +6,10 @@ use std::fs;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, safetensors};
-use lora_model::{Base, PeftAdapter};
-use lora_spec::BaseLayout;
+use lora_model::{Adapter, Base, MergeTarget, PeftAdapter};
+use lora_spec::{BaseDtype, BaseLayout, ModelConfig};
 use lora_test_kit::golden;
+use serde_json::json;
 use tempfile::TempDir;
 
 fn copy(dir: &Path) -> TempDir {
@@ -86,5 +87,67 @@ fn an_adapter_that_changes_its_base_is_refused() {
                 assert!(!is_accepted && error.contains(&expected), "{error}");
             }
         }
+    }
+}
+
+/// Reads the golden adapter after `change` of its `adapter_config.json`, for the golden base.
+fn with_config(change: impl FnOnce(&mut serde_json::Value)) -> Result<Adapter, String> {
+    let dir = copy(&golden("cases/llama-gqa/adapter"));
+    let path = dir.path().join("adapter_config.json");
+    let mut config = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    change(&mut config);
+    fs::write(&path, config.to_string()).unwrap();
+    let base = ModelConfig::read(&golden("models/llama-gqa").into()).unwrap();
+    let adapter = PeftAdapter::read(&dir.path().into()).and_then(|adapter| adapter.to_adapter(&base));
+    adapter.map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_setting_that_is_more_than_plain_lora_is_refused() {
+    for (key, value, message) in [
+        ("use_dora", json!(true), "is not supported"),
+        ("modules_to_save", json!(["lm_head"]), "is not supported"),
+        ("alora_invocation_tokens", json!([7, 8]), "is not supported"),
+        ("megatron_config", json!({"a": 1}), "is not supported"),
+        ("arrow_config", json!({"top_k": 1}), "is not supported"),
+        ("use_bdlora", json!({"nblocks": 2}), "is not supported"),
+        ("peft_type", json!("LOHA"), "is not supported; supported: \"LORA\""),
+        ("a_setting_of_2030", json!(16), "is a setting that is not known"),
+        ("r", json!(-1), "is -1; it must be a whole number from 1 on"),
+        ("r", json!("4"), "is \"4\"; it must be a whole number"),
+        ("r", json!(0), "is 0; it must be at least 1"),
+        ("lora_alpha", json!(null), "is missing"),
+        ("target_modules", json!(["q_proj"]), "leaves out model.layers.0."),
+        ("target_modules", json!(".*\\.q_proj"), "leaves out model.layers.0."),
+        ("target_modules", json!([]), "leaves out model.layers.0."),
+    ] {
+        let error = with_config(|config| config[key] = value.clone()).err().unwrap();
+        let found = error.contains(&format!("adapter_config.json: {key}: ")) && error.contains(message);
+        assert!(found, "{key}: {value}: {error}");
+    }
+    for (key, value) in [
+        ("target_modules", json!("all-linear")),
+        ("target_modules", json!(null)),
+        // Not a regular expression of this library.
+        ("target_modules", json!("(?!x).*")),
+        ("a_setting_of_2030", json!(false)),
+        ("runtime_config", json!({"ephemeral_gpu_offload": false})),
+        ("lora_dropout", json!(0.5)),
+    ] {
+        assert!(with_config(|config| config[key] = value.clone()).is_ok(), "{key}: {value}");
+    }
+}
+
+#[test]
+fn a_merged_weight_that_is_not_finite_is_refused() {
+    let base = golden("models/llama-gqa").into();
+    let merged = |alpha: f64, dtype| {
+        let adapter = with_config(|config| config["lora_alpha"] = json!(alpha)).unwrap();
+        Base::merged(&base, &BaseLayout::default(), MergeTarget::Original, dtype, &adapter)
+    };
+    for dtype in [BaseDtype::F32, BaseDtype::Bf16] {
+        let error = merged(1e308, dtype).unwrap_err().to_string();
+        assert!(error.contains("would have the value"), "{error}");
+        assert!(merged(1e30, dtype).is_ok());
     }
 }

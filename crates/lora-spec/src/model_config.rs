@@ -187,6 +187,21 @@ pub struct ModelConfigError {
     pub message: String,
 }
 
+/// Blocks of the largest model that is read; real models have about a hundred.
+const MAX_LAYERS: usize = 10_000;
+
+/// The error of an invalid `config.json`. Python writes numbers that JSON does not have.
+fn invalid_json(text: &str, error: &serde_json::Error) -> String {
+    let (line, column) = (error.line(), error.column());
+    let rest = text.lines().nth(line.saturating_sub(1)).and_then(|text| text.get(column.saturating_sub(1)..));
+    let python = ["NaN", "Infinity"].into_iter();
+    let found = rest.and_then(|rest| python.clone().find(|name| rest.starts_with(name)));
+    match found {
+        Some(name) => format!("line {line}: {name} is not a number of JSON"),
+        None => format!("line {line}: {error}"),
+    }
+}
+
 impl ModelConfig {
     /// Reads `config.json` in the directory of a base model.
     ///
@@ -202,12 +217,24 @@ impl ModelConfig {
             });
         }
         let text = std::fs::read_to_string(file.path()).map_err(|e| fail(e.to_string()))?;
+        let adapter = base.file(file_names::ADAPTER_CONFIG);
+        if !adapter.is_absent() {
+            let message = "is in the directory of the base: Transformers would load this adapter with it; \
+                           move it away, or merge it (loractl merge)";
+            return Err(ModelConfigError { name: adapter.name().to_owned(), message: message.into() });
+        }
         Self::parse(&text).map_err(fail)
     }
 
     /// Parses the text of a `config.json`. An error names the field.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let json: Value = serde_json::from_str(text).map_err(|e| format!("line {}: {e}", e.line()))?;
+        let json: Value = serde_json::from_str(text).map_err(|error| invalid_json(text, &error))?;
+        if let Some(file) = json.get("transformers_weights").filter(|file| !file.is_null()) {
+            return Err(format!(
+                "transformers_weights: {file} is not supported; name the file {} and remove the key",
+                file_names::MODEL_WEIGHTS
+            ));
+        }
         match architecture::text_config(&json)? {
             None => Self::from_json(&json),
             Some(tower) => {
@@ -242,6 +269,10 @@ impl ModelConfig {
         }
         if fields.flag("is_causal")? == Some(false) {
             return Err("is_causal: must be true; attention to later tokens is not supported".into());
+        }
+        let layers = fields.count("num_hidden_layers")?;
+        if layers > MAX_LAYERS {
+            return Err(format!("num_hidden_layers: {layers} is more than {MAX_LAYERS}"));
         }
         let hidden_size = fields.count("hidden_size")?;
         let num_attention_heads = fields.count_or("num_attention_heads", defaults.num_attention_heads)?;
@@ -286,7 +317,7 @@ impl ModelConfig {
             hidden_act,
             num_attention_heads,
             vocab_size: fields.count_or("vocab_size", defaults.vocab_size)?,
-            layers: vec![layer; fields.count("num_hidden_layers")?],
+            layers: vec![layer; layers],
             ropes: Vec::new(),
             fused_qkv: false,
             mlp_modules: MlpModules {

@@ -97,9 +97,12 @@ impl SafetensorsIndex {
             [PREFIX, "model.language_model.", "language_model.model.", "language_model.", ""];
         let has_decoder = |prefix: &&str| stored.contains_key(&format!("{prefix}embed_tokens.weight"));
         let prefix = PREFIXES.into_iter().find(has_decoder).unwrap_or(PREFIX);
-        let head =
-            ["language_model.lm_head.weight", HEAD].into_iter().find(|head| stored.contains_key(*head));
-        let head = head.unwrap_or(HEAD);
+        // The other name is that of another tower, or of a base whose names are mixed.
+        let mut heads = [HEAD, "language_model.lm_head.weight"];
+        if prefix.starts_with("language_model.") {
+            heads.reverse();
+        }
+        let head = heads.into_iter().find(|head| stored.contains_key(*head)).unwrap_or(HEAD);
         let (mut tensors, mut others) = (BTreeMap::new(), BTreeMap::new());
         for (name, entry) in stored {
             match name.strip_prefix(prefix) {
@@ -256,8 +259,13 @@ fn read_header(
 ) -> Result<Vec<(String, TensorEntry)>, SafetensorsError> {
     let fail = |message: String| SafetensorsError { name: source.name().to_owned(), message };
     let io = |e: std::io::Error| fail(e.to_string());
+    // A pipe would wait for its writer.
+    let metadata = source.path().metadata().map_err(io)?;
+    if !metadata.is_file() {
+        return Err(fail("is not a file".into()));
+    }
     let mut file = File::open(source.path()).map_err(io)?;
-    let length = file.metadata().map_err(io)?.len();
+    let length = metadata.len();
     let truncated = || fail(format!("is truncated: {length} bytes do not hold a safetensors header"));
     let mut start = [0; 40];
     let is_pointer = file.read_exact(&mut start).is_ok() && is_git_lfs_pointer(&start);
@@ -311,6 +319,9 @@ fn read_header(
     let expected = (8 + size).saturating_add(end);
     if length < expected {
         return Err(fail(format!("is truncated: {length} bytes of {expected}")));
+    }
+    if length > expected {
+        return Err(fail(format!("has {} bytes after its last tensor", length - expected)));
     }
     Ok(tensors)
 }

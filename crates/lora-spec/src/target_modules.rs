@@ -55,6 +55,16 @@ impl Default for TargetModules {
 }
 
 impl TargetModules {
+    /// Returns whether a module with this full name is selected; `None` for a regular expression
+    /// that only Python has.
+    pub fn selects(&self, module: &str) -> Option<bool> {
+        match self {
+            Self::Pattern(pattern) if pattern == Self::ALL_LINEAR => Some(true),
+            Self::Pattern(pattern) => Some(whole_match(pattern).ok()?.is_match(module)),
+            Self::Names(names) => Some(names.iter().any(|name| is_named(module, name))),
+        }
+    }
+
     /// The value that selects every linear module except the output head, as in PEFT.
     pub const ALL_LINEAR: &str = "all-linear";
 
@@ -68,7 +78,7 @@ impl TargetModules {
         let chosen: Vec<LinearModule> = match self {
             Self::Pattern(pattern) if pattern == Self::ALL_LINEAR => modules,
             Self::Pattern(pattern) => {
-                let regex = Regex::new(&format!("^(?:{pattern})$")).map_err(|error| {
+                let regex = whole_match(pattern).map_err(|error| {
                     // The other lines point at a column.
                     let text = error.to_string();
                     let cause = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
@@ -91,6 +101,10 @@ impl TargetModules {
         };
         Ok(chosen)
     }
+}
+
+fn whole_match(pattern: &str) -> Result<Regex, regex::Error> {
+    Regex::new(&format!("^(?:{pattern})$"))
 }
 
 fn is_named(module: &str, name: &str) -> bool {

@@ -67,7 +67,7 @@ pub enum TrainError {
     },
     /// Too many steps in a row had losses or gradients that are not finite.
     #[error(
-        "step {step}: {what} is not finite, for the {count}th step in a row; lower training.learning_rate or \
+        "step {step}: {what} is not finite, for {count} steps in a row; lower training.learning_rate or \
          check the data"
     )]
     NotFinite {
@@ -78,6 +78,12 @@ pub enum TrainError {
         /// Number of steps in a row.
         count: u64,
     },
+    /// The trained adapter gives logits that are not finite.
+    #[error(
+        "the trained adapter gives logits that are not finite, so nothing is exported; lower \
+         training.learning_rate or check the base"
+    )]
+    ExportNotFinite,
     /// The exported adapter computes other logits than the trained one.
     #[error(
         "the adapter that was read back from its files gives other logits than the trained one: they \

@@ -28,7 +28,7 @@ pub struct ResultFile {
 /// are allowed.
 ///
 /// # Errors
-/// The logits differ ([`TrainError::Export`]).
+/// The logits differ ([`TrainError::Export`]), or those of `adapter` are not finite.
 pub(crate) fn adapter_files(
     job: &JobSpec,
     base: &Base,
@@ -50,6 +50,9 @@ pub(crate) fn adapter_files(
         (Some(_), _) => 0.25,
     };
     let difference = LogitDifference::of_adapters(base, &reloaded, adapter, rows)?;
+    if !difference.is_finite() {
+        return Err(TrainError::ExportNotFinite);
+    }
     if difference.relative() > bound {
         return Err(TrainError::Export { difference, bound });
     }

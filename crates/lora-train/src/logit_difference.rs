@@ -19,7 +19,7 @@ pub struct LogitDifference {
     pub same_token: f64,
     /// Largest absolute difference of a logit; infinite if only one of two logits is finite.
     pub largest_difference: f64,
-    /// Largest absolute logit of the trained model.
+    /// Largest absolute logit of the trained model; infinite if one is not finite.
     pub largest_logit: f64,
 }
 
@@ -35,6 +35,11 @@ impl LogitDifference {
     /// The largest difference in units of the largest logit.
     pub fn relative(&self) -> f64 {
         if self.largest_difference == 0.0 { 0.0 } else { self.largest_difference / self.largest_logit }
+    }
+
+    /// Whether all logits of the trained model are finite.
+    pub fn is_finite(&self) -> bool {
+        self.largest_logit.is_finite()
     }
 
     /// Compares two adapters of `base` on `rows`.
@@ -87,7 +92,8 @@ impl Sums {
         self.tokens += 1;
         self.same += usize::from(top(found) == top(expected));
         for (a, b) in found.iter().zip(expected) {
-            self.largest_logit = self.largest_logit.max(f64::from(b.abs()));
+            let magnitude = if b.is_finite() { f64::from(b.abs()) } else { f64::INFINITY };
+            self.largest_logit = self.largest_logit.max(magnitude);
             if a.to_bits() != b.to_bits() {
                 let difference = (f64::from(*a) - f64::from(*b)).abs();
                 let difference = if difference.is_nan() { f64::INFINITY } else { difference };
@@ -149,7 +155,9 @@ mod tests {
         for wrong in [f32::NAN, f32::INFINITY] {
             let found = LogitDifference::new(&[vec![1.0, wrong]], &[vec![1.0, 2.0]]);
             assert_eq!(found.largest_difference, f64::INFINITY);
-            assert!(found.relative() > 1e9);
+            assert!(found.relative() > 1e9 && found.is_finite());
+            let both = LogitDifference::new(&[vec![1.0, wrong]], &[vec![1.0, wrong]]);
+            assert!(!both.is_finite());
         }
     }
 }

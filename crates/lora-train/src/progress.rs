@@ -104,13 +104,15 @@ impl Progress {
     /// `state`. If the step was not finite, its update was skipped, and a notice is returned.
     ///
     /// # Errors
-    /// [`NOT_FINITE_LIMIT`] steps in a row were not finite. The progress then does not change.
+    /// [`NOT_FINITE_LIMIT`] steps in a row were not finite, or all of the job's `total_steps`. The
+    /// progress then does not change.
     pub(crate) fn complete_step(
         &mut self,
         trained: &TrainedStep,
         tokens: u64,
         state: &str,
         evaluation_due: bool,
+        total_steps: u64,
     ) -> Result<Option<String>, TrainError> {
         let step = self.step + 1;
         let (not_finite_in_a_row, notice) = match &trained.not_finite {
@@ -120,7 +122,8 @@ impl Progress {
                 (self.not_finite_in_a_row + 1, Some(notice))
             }
         };
-        if let (NOT_FINITE_LIMIT.., Some(what)) = (not_finite_in_a_row, &trained.not_finite) {
+        let limit = NOT_FINITE_LIMIT.min(total_steps);
+        if let Some(what) = trained.not_finite.as_ref().filter(|_| not_finite_in_a_row >= limit) {
             let what = what.clone();
             return Err(TrainError::NotFinite { step, what, count: not_finite_in_a_row });
         }

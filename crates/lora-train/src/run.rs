@@ -141,7 +141,13 @@ impl Run {
             let trained = self.trainer.step(step, &self.rows, stop)?;
             let evaluation_due = self.evaluator.is_due_after(step + 1);
             let (tokens, state) = (self.rows.tokens_in(step), self.trainer.state_hash());
-            notice = self.progress.complete_step(&trained, tokens, state, evaluation_due)?;
+            notice = self.progress.complete_step(
+                &trained,
+                tokens,
+                state,
+                evaluation_due,
+                self.facts.total_steps,
+            )?;
             stopped = trained.stop;
         }
         if self.progress.is_evaluation_due() {

@@ -128,7 +128,12 @@ pub(super) fn text_config(json: &Value) -> Result<Option<Value>, String> {
     if let [Some(Value::Bool(false)), Some(Value::Bool(true))] = ties {
         return Err("tie_word_embeddings: is false, and true in text_config; make them equal".into());
     }
-    for key in ["quantization_config", "tie_word_embeddings", "is_causal"] {
+    // The class of the whole model ties the head, by its own setting, whose default is true.
+    fields.insert(
+        "tie_word_embeddings".into(),
+        json.get("tie_word_embeddings").cloned().unwrap_or(true.into()),
+    );
+    for key in ["quantization_config", "is_causal"] {
         if let Some(value) = json.get(key) {
             fields.entry(key).or_insert_with(|| value.clone());
         }
@@ -375,6 +380,13 @@ impl Architecture {
                     RopeParameters::of_layers(fields.0, config, head_dim, kind, field)?.read(theta)
                 };
                 let full = of("full_attention", "rope_theta", defaults.rope_theta)?;
+                let one_theta = field == "rope_theta" && fields.get("rope_parameters").is_none();
+                if one_theta && fields.number(field)?.is_some_and(|given| given != theta) {
+                    return Err(format!(
+                        "rope_theta: Transformers 5 uses it for blocks without a window only, and {theta} for \
+                         the others; write rope_parameters, with a rope_theta for each type of block"
+                    ));
+                }
                 let sliding = of("sliding_attention", field, theta)?;
                 let (full, sliding) = (config.add_rope(full), config.add_rope(sliding));
                 (LayerRope { queries: full, keys: full }, LayerRope { queries: sliding, keys: sliding })

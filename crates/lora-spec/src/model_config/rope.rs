@@ -168,10 +168,11 @@ impl<'a> RopeParameters<'a> {
     /// The parameters of the blocks of one type, such as `sliding_attention`. Transformers 5 has
     /// them in `rope_parameters`; Transformers 4 has only the base, in the field `theta`, and
     /// scales full attention alone. If both are given, `rope_scaling` replaces single parameters of
-    /// full attention.
+    /// full attention. An `original_max_position_embeddings` outside has no effect.
     ///
     /// # Errors
-    /// `rope_parameters` has no parameters for this type.
+    /// `rope_parameters` has no parameters for this type, or a scaling has only `type`, the name
+    /// before `rope_type`, which Transformers 5 does not read here.
     pub(super) fn of_layers(
         json: &'a Value,
         config: &ModelConfig,
@@ -182,7 +183,8 @@ impl<'a> RopeParameters<'a> {
         let scaling = rope_scaling(json).filter(|_| layer_type == "full_attention");
         let Some(by_type) = given(json, "rope_parameters") else {
             let parameters = Cow::Borrowed(scaling.unwrap_or(&Value::Null));
-            return Ok(Self::new(json, config, head_dim, "rope_scaling".into(), parameters, theta));
+            return Self::new(json, config, head_dim, "rope_scaling".into(), parameters, theta)
+                .of_layer_type();
         };
         let field = format!("rope_parameters.{layer_type}");
         let Some(parameters) = given(by_type, layer_type) else {
@@ -196,7 +198,16 @@ impl<'a> RopeParameters<'a> {
             (_, Some(_)) => return Err("rope_scaling: must be a JSON object".into()),
             (parameters, None) => Cow::Borrowed(parameters),
         };
-        Ok(Self::new(json, config, head_dim, field, parameters, theta))
+        Self::new(json, config, head_dim, field, parameters, theta).of_layer_type()
+    }
+
+    /// Applies the differences of parameters by type of block.
+    fn of_layer_type(self) -> Result<Self, String> {
+        let Self { field, parameters, .. } = &self;
+        if given(parameters, "type").is_some() && given(parameters, "rope_type").is_none() {
+            return Err(format!("{field}.type: Transformers 5 does not read it here; name it rope_type"));
+        }
+        Ok(Self { original: None, ..self })
     }
 
     fn new(

@@ -276,6 +276,17 @@ fn unsupported_settings_are_named_in_the_error() {
             "position_embedding_type: \"alibi\" is not supported; supported: \"rope\", \"nope\"",
         ),
         (json!({"rope_parameters": {"rope_type": "linear"}}), "rope_parameters.factor"),
+        (
+            json!({"architectures": ["Gemma3ForCausalLM"],
+                "rope_scaling": {"type": "linear", "factor": 8}}),
+            "rope_scaling.type: Transformers 5 does not read it here; name it rope_type",
+        ),
+        (
+            json!({"architectures": ["Olmo3ForCausalLM"], "rope_theta": 10_000}),
+            "rope_theta: Transformers 5 uses it for blocks without a window only, and 500000",
+        ),
+        (json!({"num_hidden_layers": 16_777_216}), "num_hidden_layers: 16777216 is more than 10000"),
+        (json!({"transformers_weights": "a.safetensors"}), "transformers_weights: \"a.safetensors\" is not"),
         (json!({"rope_scaling": {"rope_type": "yarn"}}), "rope_scaling.factor"),
         (json!({"rope_scaling": "linear"}), "rope_scaling: must be a JSON object"),
         (json!({"rope_scaling": {"rope_type": 5}}), "rope_scaling.rope_type: must be a text"),
@@ -307,6 +318,55 @@ fn unsupported_settings_are_named_in_the_error() {
         assert!(error.contains(expected), "{changes}: {error}");
     }
     assert!(ModelConfig::parse("{\n broken").unwrap_err().starts_with("line 2: "));
+    for number in ["NaN", "Infinity", "-Infinity"] {
+        let error = ModelConfig::parse(&format!("{{\n\"a\": {number}}}")).unwrap_err();
+        let name = number.trim_start_matches('-');
+        assert_eq!(error, format!("line 2: {name} is not a number of JSON"));
+    }
+}
+
+/// As in Transformers 5, whose class of the whole model ties the head.
+#[test]
+fn a_multimodal_model_ties_its_head_by_its_own_setting() {
+    let tied = |whole: Option<bool>, text: Option<bool>| {
+        let mut config = json!({"architectures": ["Mistral3ForConditionalGeneration"], "text_config": {
+            "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 8,
+            "vocab_size": 100, "model_type": "mistral"}});
+        if let Some(whole) = whole {
+            config["tie_word_embeddings"] = json!(whole);
+        }
+        if let Some(text) = text {
+            config["text_config"]["tie_word_embeddings"] = json!(text);
+        }
+        ModelConfig::parse(&config.to_string()).map(|config| config.tie_word_embeddings)
+    };
+    for text in [None, Some(false), Some(true)] {
+        assert_eq!((tied(None, text), tied(Some(true), text)), (Ok(true), Ok(true)));
+    }
+    assert_eq!((tied(Some(false), None), tied(Some(false), Some(false))), (Ok(false), Ok(false)));
+}
+
+#[test]
+fn the_original_context_beside_ropes_by_type_has_no_effect() {
+    let scaling = json!({"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 32});
+    let default = json!({"rope_type": "default"});
+    let config = |original: Value| {
+        parse(&json!({"architectures": ["Gemma3ForCausalLM"], "original_max_position_embeddings": original,
+            "rope_parameters": {"full_attention": scaling, "sliding_attention": default}}))
+        .unwrap()
+        .ropes
+    };
+    assert_eq!(config(json!(16)), config(Value::Null));
+}
+
+#[test]
+fn an_adapter_in_the_directory_of_a_base_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy(golden("models/llama-gqa/config.json"), dir.path().join("config.json")).unwrap();
+    assert!(ModelConfig::read(&dir.path().into()).is_ok());
+    fs::write(dir.path().join("adapter_config.json"), "{}").unwrap();
+    let error = ModelConfig::read(&dir.path().into()).unwrap_err().to_string();
+    assert!(error.contains("adapter_config.json: is in the directory of the base"), "{error}");
 }
 
 #[test]

@@ -286,7 +286,32 @@ fn non_finite_losses_skip_steps_on_all_ranks_and_end_the_run() {
             }
         }
     });
-    assert!(errors.iter().all(|(steps, e)| *steps == 9 && e.contains("10th")), "{errors:?}");
+    assert!(errors.iter().all(|(steps, e)| *steps == 9 && e.contains("for 10 steps in a row")), "{errors:?}");
+}
+
+#[test]
+fn a_job_of_which_every_step_is_skipped_fails() {
+    let mut fixture = Fixture::new();
+    fixture.job.training.max_steps = Some(3);
+    write_base(&fixture.job.model.base, |value| if value > 0.299 { 3e38 } else { value });
+    let mut run = fixture.run();
+    for _ in 0..2 {
+        assert!(run.step(|| false).unwrap().notice.unwrap().contains("the step was skipped"));
+    }
+    let error = run.step(|| false).unwrap_err().to_string();
+    assert!(error.starts_with("step 3: the loss is not finite, for 3 steps in a row"), "{error}");
+}
+
+#[test]
+fn an_adapter_with_logits_that_are_not_finite_is_not_exported() {
+    let mut fixture = Fixture::new();
+    fixture.job.training.max_steps = Some(2);
+    fixture.job.training.learning_rate = 1e30;
+    fixture.job.training.lr_scheduler_type = lora_spec::LrSchedulerType::Constant;
+    let mut run = fixture.run();
+    while run.step(|| false).unwrap().outcome == StepOutcome::Continue {}
+    let error = run.export().unwrap_err().to_string();
+    assert!(error.starts_with("the trained adapter gives logits that are not finite"), "{error}");
 }
 
 #[test]

@@ -125,6 +125,9 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
         );
     }
     let expected = sample_logits(&trained, Some(&adapter), &rows)?;
+    if expected.iter().flatten().any(|logit| !logit.is_finite()) {
+        bail!("--adapter: {} gives logits that are not finite with this base", args.adapter.display());
+    }
     drop(trained);
 
     // The model that is written is merged a second time, so that only one dense model is in memory.
