@@ -14,6 +14,8 @@ use tokio::runtime::Runtime;
 /// What the hub has received.
 #[derive(Debug, Clone, Default)]
 pub struct HubState {
+    /// Whether every repository is created as a public one.
+    pub makes_public: bool,
     /// The repositories, and whether each is private.
     pub repositories: BTreeMap<String, bool>,
     /// The large files, by SHA-256.
@@ -55,6 +57,11 @@ impl FakeHub {
     /// Lets the next requests with the token fail.
     pub fn fail(&self, requests: usize) {
         self.state.lock().unwrap().fails = requests;
+    }
+
+    /// Lets the hub create public repositories only.
+    pub fn make_public(&self) {
+        self.state.lock().unwrap().makes_public = true;
     }
 
     /// What the hub has received so far.
@@ -102,12 +109,14 @@ fn answer(
         if state.repositories.contains_key(&name) {
             return refused(StatusCode::CONFLICT, "You already created this model repo");
         }
-        state.repositories.insert(name.clone(), json["private"].as_bool().unwrap());
+        let is_private = text("visibility") == "private" && !state.makes_public;
+        state.repositories.insert(name.clone(), is_private);
         return (StatusCode::OK, json!({ "url": format!("{root}/{name}") }).to_string());
     }
     if let Some(name) = path.strip_prefix("api/models/").filter(|name| state.repositories.contains_key(*name))
     {
-        return (StatusCode::OK, json!({ "id": name }).to_string());
+        let private = state.repositories[name];
+        return (StatusCode::OK, json!({ "id": name, "private": private }).to_string());
     }
     if path.contains("/preupload/") {
         let mode = |file: &Value| {

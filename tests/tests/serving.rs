@@ -7,6 +7,7 @@ use std::path::Path;
 
 use lora_e2e::fake_hub::FakeHub;
 use lora_e2e::{Finished, Fixture, json, loractl};
+use lora_test_kit::golden;
 use serde_json::{Value, json};
 
 const TOKEN: &str = "hf_test";
@@ -115,7 +116,10 @@ fn push_refuses_what_others_cannot_load_before_it_sends_anything() {
     let mut command = loractl();
     command.arg("push").arg(&out).args(["--to", "org/x", "--base-model", "org/base"]);
     command.env("HF_ENDPOINT", &hub.url);
-    refused(Finished::run(command.env_remove("HF_TOKEN")), "HF_TOKEN: is not set");
+    refused(
+        Finished::run(command.env_remove("HF_TOKEN").env("HF_HOME", fixture.path("hf"))),
+        "HF_TOKEN: is not set",
+    );
     refused(
         Finished::run(command.env("HF_TOKEN", "wrong")),
         "401 Unauthorized: Invalid user token.; HF_TOKEN must be a token with write access",
@@ -125,6 +129,70 @@ fn push_refuses_what_others_cannot_load_before_it_sends_anything() {
         push(&hub, &out, &["--base-model", "org/base"]),
         "tokenizer.json: is not the file that receipt.json",
     );
+}
+
+#[test]
+fn push_takes_the_token_of_a_login_and_makes_no_repository_in_vain() {
+    let (fixture, hub) = (result(), FakeHub::start(TOKEN));
+    let push = |arguments: &[&str]| {
+        let mut command = loractl();
+        command.arg("push").arg(fixture.path("out")).args(["--to", "org/x", "--base-model", "org/base"]);
+        command.env("HF_ENDPOINT", &hub.url).env_remove("HF_TOKEN").env("HF_HOME", fixture.path("hf"));
+        Finished::run(command.args(arguments))
+    };
+    fs::create_dir(fixture.path("hf")).unwrap();
+    fixture.write("hf/token", &format!("{TOKEN}\n"));
+    let new_branch = push(&["--revision", "dev"]).expect_code(1).stderr;
+    assert!(new_branch.contains("a new repository has only the branch main"), "{new_branch}");
+    assert!(hub.state().repositories.is_empty());
+    push(&[]).expect_code(0);
+    assert_eq!(hub.state().commits.len(), 1);
+}
+
+#[test]
+fn push_uploads_nothing_to_a_public_repository_that_should_be_private() {
+    let (fixture, hub) = (result(), FakeHub::start(TOKEN));
+    hub.make_public();
+    let refused = push(&hub, &fixture.path("out"), &["--base-model", "org/base"]).expect_code(1).stderr;
+    assert!(refused.contains("was created as a public repository; nothing was uploaded"), "{refused}");
+    let state = hub.state();
+    assert!(!state.repositories["org/dates-lora"] && state.commits.is_empty() && state.uploads == 0);
+}
+
+#[test]
+fn the_card_of_a_multimodal_base_loads_its_class() {
+    let hub = FakeHub::start(TOKEN);
+    let adapter = golden("cases/gemma3-vision/adapter");
+    push(&hub, &adapter, &["--base-model", "org/base"]).expect_code(0);
+    let (_, lines) = &hub.state().commits[0];
+    let card = lines.iter().find(|line| line["value"]["path"] == json!("README.md")).unwrap();
+    let card = decode(card["value"]["content"].as_str().unwrap());
+    for line in [
+        "from peft import PeftModel",
+        "from transformers import AutoModelForImageTextToText, AutoTokenizer",
+        "model = AutoModelForImageTextToText.from_pretrained(\"org/base\")",
+        "model = PeftModel.from_pretrained(model, \"org/dates-lora\")",
+    ] {
+        assert!(card.lines().any(|found| found == line), "{line}: {card}");
+    }
+}
+
+#[test]
+fn generate_refuses_another_base_than_that_of_the_adapter() {
+    let fixture = result();
+    fixture.copy_base("other");
+    let weights = fixture.path("other/model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    let generate = |base: &str| {
+        let mut command = loractl();
+        command.arg("generate").arg("--base").arg(fixture.path(base)).args(["--prompt", "a"]);
+        Finished::run(command.args(["--max-new-tokens", "1", "--adapter"]).arg(fixture.path("out")))
+    };
+    generate("base").expect_code(0);
+    let error = generate("other").expect_code(1).stderr;
+    assert!(error.contains("is not the base of the adapter's job"), "{error}");
 }
 
 /// Decodes base64.

@@ -83,6 +83,11 @@ impl PeftAdapter {
         Ok(Self { config, dir: dir.clone(), tensors })
     }
 
+    /// Whether it is an adapter of the text tower of a multimodal model.
+    pub fn is_multimodal(&self) -> bool {
+        self.tensors.keys().any(|name| name.contains("language_model."))
+    }
+
     /// Converts to an adapter of `model`. Its modules are those for which the file has matrices.
     ///
     /// # Errors
@@ -201,7 +206,8 @@ impl PeftConfig {
                 true => format!("{key}: {value} is not supported"),
                 false => {
                     format!(
-                        "{key}: {value} is a setting that is not known; if the adapter is plain LoRA, remove it"
+                        "{key}: {value} is a setting that is not known; if the adapter is plain LoRA, \
+                         remove it"
                     )
                 }
             });

@@ -32,9 +32,9 @@ fn decomposition_seconds(adapter: &AdapterSpec, config: &ModelConfig) -> Option<
 /// Returns the note about a head that differs from the embedding although `config.json` ties them.
 pub(crate) fn untied_note(is_untied: bool) -> Option<String> {
     is_untied.then(|| {
-        "config.json ties the head to the embedding (tie_word_embeddings), but the base stores another lm_head.weight; the stored \
-         head is used, as in Transformers 5, while other programs may ignore it; loractl merge writes \
-         tie_word_embeddings: false"
+        "config.json ties the head to the embedding (tie_word_embeddings), but the base stores another \
+         lm_head.weight; the stored head is used, as in Transformers 5, while other programs may ignore it; \
+         loractl merge writes tie_word_embeddings: false"
             .into()
     })
 }

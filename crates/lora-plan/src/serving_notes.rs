@@ -23,7 +23,7 @@ pub(crate) fn serving_notes(
 ) -> Vec<String> {
     let exported = adapter.exported();
     let rslora = exported.use_rslora.then(|| {
-        let alpha = adapter.lora_alpha * (adapter.r as f64).sqrt();
+        let alpha = (adapter.lora_alpha * (adapter.r as f64).sqrt() * 1e6).round() / 1e6;
         format!(
             "SGLang ignores use_rslora and scales the adapter by lora_alpha / r; the same training that it \
              serves as trained has use_rslora false and lora_alpha {alpha}"
@@ -35,7 +35,7 @@ pub(crate) fn serving_notes(
              {name}, or serve the result of loractl merge"
         )
     });
-    let sglang = sglang_names(modules).or_else(|| sglang_parts(modules, all));
+    let sglang = sglang_names(modules).into_iter().chain(sglang_parts(modules, all));
     vllm_rank(exported.r)
         .into_iter()
         .chain(rslora)

@@ -7,6 +7,7 @@ mod model_card;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -15,7 +16,7 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use lora_model::sha256;
 use lora_proto::file_name::is_file_name;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
@@ -39,8 +40,12 @@ const SAMPLE_BYTES: usize = 512;
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 /// The largest number of characters of a message of the hub that is shown.
 const MAX_MESSAGE_CHARS: usize = 500;
+/// The number of characters that are shown of an answer that is not understood.
+const MAX_BEGIN_CHARS: usize = 60;
 /// The waits before a request is sent again that may be repeated.
 const RETRIES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
+/// The longest wait for which a server may ask.
+const MAX_WAIT: Duration = Duration::from_secs(60);
 /// The largest number of redirections.
 const MAX_REDIRECTIONS: usize = 5;
 
@@ -136,6 +141,13 @@ struct Created {
     _url: String,
 }
 
+/// A repository as the hub describes it.
+#[derive(Deserialize)]
+pub(crate) struct Repository {
+    #[serde(default)]
+    private: Option<bool>,
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Committed {
@@ -143,8 +155,8 @@ struct Committed {
 }
 
 impl Hub {
-    /// Creates a client with the token in `HF_TOKEN`, of the hub at `HF_ENDPOINT` or the public
-    /// one.
+    /// Creates a client with the token in `HF_TOKEN` or of `hf auth login`, of the hub at
+    /// `HF_ENDPOINT` or the public one.
     ///
     /// # Errors
     /// There is no token, or a variable is invalid.
@@ -153,8 +165,11 @@ impl Hub {
             let value = std::env::var(name).unwrap_or_default();
             Some(value.trim().trim_end_matches('/').to_owned()).filter(|value| !value.is_empty())
         };
-        let token = variable("HF_TOKEN")
-            .ok_or_else(|| anyhow!("HF_TOKEN: is not set; set it to a token with write access to the hub"))?;
+        let token = variable("HF_TOKEN").or_else(stored_token).ok_or_else(|| {
+            anyhow!(
+                "HF_TOKEN: is not set; set it to a token with write access to the hub, or run hf auth login"
+            )
+        })?;
         if !token.chars().all(|c| c.is_ascii_graphic()) {
             bail!("HF_TOKEN: has characters that no token has");
         }
@@ -199,9 +214,13 @@ impl Hub {
     }
 
     /// Creates a model repository. Returns false if it exists, which does not change it.
+    ///
+    /// # Errors
+    /// It cannot be created, or was created as a public one although it must be private.
     pub(crate) async fn create(&self, name: &RepositoryName, is_private: bool) -> Result<bool> {
         let (owner, model) = name.0.split_once('/').unwrap_or_default();
-        let body = json!({ "type": "model", "organization": owner, "name": model, "private": is_private });
+        let visibility = if is_private { "private" } else { "public" };
+        let body = json!({ "type": "model", "organization": owner, "name": model, "visibility": visibility });
         let url = format!("{}/api/repos/create", self.endpoint);
         let answer = self.repeat(self.request(Method::POST, &url, JSON, body.to_string().into())).await;
         let answer = answer.map_err(|error| unreachable(&url, error))?;
@@ -209,20 +228,28 @@ impl Hub {
         let created = self.read::<Created>(answer, &url).await;
         let may_exist = [StatusCode::CONFLICT, StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
         match created {
+            Ok(_) if is_private && self.find(name).await?.is_some_and(|it| it.private == Some(false)) => {
+                bail!("{} was created as a public repository; nothing was uploaded", self.page(name))
+            }
             Ok(_) => Ok(true),
             // A token that cannot create repositories may still write to this one.
-            Err(error) if may_exist.contains(&status) => match self.exists(name).await? {
-                true => Ok(false),
-                false => Err(error),
+            Err(error) if may_exist.contains(&status) => match self.find(name).await? {
+                Some(_) => Ok(false),
+                None => Err(error),
             },
             Err(error) => Err(error),
         }
     }
 
-    async fn exists(&self, name: &RepositoryName) -> Result<bool> {
+    /// Returns what the hub says of a repository; `None` if it does not exist or cannot be read.
+    pub(crate) async fn find(&self, name: &RepositoryName) -> Result<Option<Repository>> {
         let url = format!("{}/api/models/{}", self.endpoint, name.0);
         let answer = self.repeat(self.request(Method::GET, &url, JSON, Bytes::new())).await;
-        Ok(answer.map_err(|error| unreachable(&url, error))?.status().is_success())
+        let answer = answer.map_err(|error| unreachable(&url, error))?;
+        match answer.status().is_success() {
+            true => self.read(answer, &url).await.map(Some),
+            false => Ok(None),
+        }
     }
 
     /// Commits `files` to `revision` in one commit. Returns the commit's page. After an error the
@@ -346,15 +373,25 @@ impl Hub {
             .body(body)
     }
 
-    /// Sends a request that may be repeated: again after an error of the connection or the server.
+    /// Sends a request that may be repeated: again after an error of the connection or the server,
+    /// after the time that the server asks for. Says so on stderr.
     async fn repeat(&self, request: RequestBuilder) -> reqwest::Result<Response> {
         for wait in RETRIES {
             let Some(copy) = request.try_clone() else { break };
-            match copy.send().await {
+            let (cause, wait) = match copy.send().await {
                 Ok(answer) if !is_transient(answer.status()) => return Ok(answer),
+                Ok(answer) => {
+                    (answer.status().to_string(), retry_after(&answer).map_or(wait, |asked| wait.max(asked)))
+                }
                 Err(error) if !(error.is_connect() || error.is_request()) => return Err(error),
-                _ => tokio::time::sleep(wait).await,
+                Err(error) if error.is_timeout() => ("no answer in time".to_owned(), wait),
+                Err(_) => ("no connection".to_owned(), wait),
+            };
+            if wait > MAX_WAIT {
+                break;
             }
+            eprintln!("{}: {cause}; again in {} s", self.endpoint, wait.as_secs());
+            tokio::time::sleep(wait).await;
         }
         request.send().await
     }
@@ -372,7 +409,10 @@ impl Hub {
 
     async fn read<T: for<'de> Deserialize<'de>>(&self, answer: Response, url: &str) -> Result<T> {
         let body = accepted(answer, url, "the hub", TOKEN_REMEDY).await?;
-        serde_json::from_slice(&body).with_context(|| format!("{url}: the hub's answer is not understood"))
+        serde_json::from_slice(&body).with_context(|| {
+            let begin: String = String::from_utf8_lossy(&body).chars().take(MAX_BEGIN_CHARS).collect();
+            format!("{url}: the hub's answer is not understood: {}", printable(&begin))
+        })
     }
 }
 
@@ -392,10 +432,14 @@ async fn accepted(mut answer: Response, of: impl Display, server: &str, remedy: 
     if status.is_success() {
         return Ok(body);
     }
+    let wait = match retry_after(&answer) {
+        Some(wait) => format!("; it asks to try again after {} s", wait.as_secs()),
+        None => String::new(),
+    };
     let is_refused = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&status);
     let remedy = if is_refused { remedy } else { "" };
     let reason = reason(&body).or(header).map(|text| format!(": {}", printable(&text))).unwrap_or_default();
-    bail!("{of}: {server} returned {status}{reason}{remedy}");
+    bail!("{of}: {server} returned {status}{reason}{remedy}{wait}");
 }
 
 /// The reason in the body of an error: JSON of the hub or of Git LFS, or XML of a storage.
@@ -419,8 +463,25 @@ fn printable(text: &str) -> String {
     visible.take(MAX_MESSAGE_CHARS).collect::<String>().trim().to_owned()
 }
 
+/// The time after which the server wants the request again.
+fn retry_after(answer: &Response) -> Option<Duration> {
+    let seconds = answer.headers().get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
 fn is_transient(status: StatusCode) -> bool {
     status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
+}
+
+/// The token that `hf auth login` stored: in the file `HF_TOKEN_PATH`, or `token` in `HF_HOME`, or
+/// in the user's cache.
+fn stored_token() -> Option<String> {
+    let path = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = || path("XDG_CACHE_HOME").or_else(|| Some(std::env::home_dir()?.join(".cache")));
+    let home = || path("HF_HOME").or_else(|| Some(cache()?.join("huggingface")));
+    let file = path("HF_TOKEN_PATH").or_else(|| Some(home()?.join("token")))?;
+    let token = std::fs::read_to_string(file).ok()?.trim().to_owned();
+    Some(token).filter(|token| !token.is_empty())
 }
 
 /// The name of a branch as a part of a path.

@@ -383,8 +383,8 @@ impl Architecture {
                 let one_theta = field == "rope_theta" && fields.get("rope_parameters").is_none();
                 if one_theta && fields.number(field)?.is_some_and(|given| given != theta) {
                     return Err(format!(
-                        "rope_theta: Transformers 5 uses it for blocks without a window only, and {theta} for \
-                         the others; write rope_parameters, with a rope_theta for each type of block"
+                        "rope_theta: Transformers 5 uses it for blocks without a window only, and {theta} \
+                         for the others; write rope_parameters, with a rope_theta for each type of block"
                     ));
                 }
                 let sliding = of("sliding_attention", field, theta)?;

@@ -60,7 +60,18 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let sampling = args.sampling()?;
     let dir = SourceDir::from(&args.base);
     let tokenizer = Tokenizer::load(&dir)?;
-    let base = Base::load(&dir, args.base_layout()?, &lora_train::ComputeDevice::Cpu)?;
+    let receipt = args.adapter.as_deref().map(receipt::read).transpose()?.flatten();
+    // As in the training of the adapter.
+    let layout = receipt.as_ref().map_or_else(BaseLayout::default, |receipt| receipt.job.base_layout());
+    let base = Base::load(&dir, layout, &lora_train::ComputeDevice::Cpu)?;
+    if let Some(receipt) = receipt.filter(|receipt| receipt.base_sha256 != base.sha256()) {
+        bail!(
+            "--base: {} is not the base of the adapter's job: its SHA-256 is {}, not {}",
+            args.base.display(),
+            base.sha256(),
+            receipt.base_sha256
+        );
+    }
     let adapter = args
         .adapter
         .as_ref()
@@ -85,13 +96,6 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
 }
 
 impl Args {
-    /// The layout of the base in the training of the adapter, from its receipt; the default without
-    /// one.
-    fn base_layout(&self) -> Result<BaseLayout> {
-        let receipt = self.adapter.as_deref().map(receipt::read).transpose()?.flatten();
-        Ok(receipt.map_or_else(BaseLayout::default, |receipt| receipt.job.base_layout()))
-    }
-
     fn sampling(&self) -> Result<Sampling> {
         let Some(temperature) = self.temperature else { return Ok(Sampling::Greedy) };
         if !(temperature.is_finite() && temperature > 0.0) {

@@ -18,6 +18,8 @@ use crate::hub::{Hub, HubFile, ModelCard, RepositoryName};
 use crate::output::{Format, Table, bytes};
 use crate::receipt;
 
+/// The branch of a new repository.
+const MAIN: &str = "main";
 /// The model card, which the hub shows.
 const MODEL_CARD: &str = "README.md";
 /// The field of adapter_config.json from which programs load the base.
@@ -31,14 +33,14 @@ const MAX_FILE_BYTES: u64 = 5_000_000_000;
 /// repository that does not exist is created, as a private one. A README.md in the
 /// adapter's directory replaces the model card.
 ///
-/// The token comes from HF_TOKEN; it needs write access. HF_ENDPOINT names another
-/// server with the hub's endpoints.
+/// The token comes from HF_TOKEN, or from hf auth login; it needs write access.
+/// HF_ENDPOINT names another server with the hub's endpoints.
 #[derive(Debug, clap::Args)]
 #[command(
     verbatim_doc_comment,
     after_help = "Examples:
-  HF_TOKEN=hf_... loractl push runs/dates --to org/dates-lora
-  loractl push runs/dates --to org/dates-lora --base-model HuggingFaceTB/SmolLM2-135M-Instruct"
+  loractl push runs/dates --to org/dates-lora
+  loractl push runs/smollm2 --to org/smollm2-lora --base-model HuggingFaceTB/SmolLM2-135M-Instruct"
 )]
 pub(crate) struct Args {
     /// Directory of the adapter.
@@ -51,7 +53,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ORG/NAME", value_parser = RepositoryName::parse)]
     base_model: Option<RepositoryName>,
     /// Branch to commit to; it must exist.
-    #[arg(long, default_value = "main", value_parser = branch)]
+    #[arg(long, default_value = MAIN, value_parser = branch)]
     revision: String,
     /// Message of the commit.
     #[arg(long, default_value = "Upload adapter", value_parser = NonEmptyStringValueParser::new())]
@@ -78,7 +80,8 @@ struct Pushed {
 }
 
 pub(crate) fn execute(args: Args) -> Result<ExitCode> {
-    let adapter = PeftAdapter::read(&args.adapter.as_path().into())?.config;
+    let adapter = PeftAdapter::read(&args.adapter.as_path().into())?;
+    let (is_multimodal, adapter) = (adapter.is_multimodal(), adapter.config);
     let receipt = receipt::read(&args.adapter)?;
     let mut files = read_files(&args, receipt.as_ref())?;
     let base = set_base(&args, receipt.as_ref(), &mut files)?;
@@ -88,6 +91,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
             base: &base,
             adapter: &adapter,
             base_is_named: args.base_model.is_none(),
+            is_multimodal,
             has_tokenizer: files.iter().any(|file| file.name == TOKENIZER),
             receipt: receipt.as_ref(),
         };
@@ -99,6 +103,13 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
         .build()
         .context("cannot start the async runtime")?;
     let (created, commit) = runtime.block_on(async {
+        if args.revision != MAIN && hub.find(&args.to).await?.is_none() {
+            bail!(
+                "--revision: {} does not exist or cannot be read; a new repository has only the branch \
+                 {MAIN}",
+                args.to.as_str()
+            );
+        }
         let created = hub.create(&args.to, !args.public).await?;
         let committed = hub.commit(&args.to, &args.revision, &args.message, &files).await;
         let committed = committed.map_err(|error| match created {

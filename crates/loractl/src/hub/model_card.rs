@@ -15,6 +15,9 @@ pub(crate) struct ModelCard<'a> {
     pub(crate) adapter: &'a PeftConfig,
     /// Whether `adapter` names this base, so that its revision is one of this base.
     pub(crate) base_is_named: bool,
+    /// Whether the base has a vision tower too. Not every such class is one for causal language
+    /// models.
+    pub(crate) is_multimodal: bool,
     /// Whether the repository gets a tokenizer.
     pub(crate) has_tokenizer: bool,
     /// The description of the training, if loractl trained the adapter.
@@ -47,13 +50,27 @@ impl ModelCard<'_> {
             Some(config) => (", BitsAndBytesConfig", format!("quantization = {config}\n")),
             None => ("", String::new()),
         };
+        let (peft, transformers, load) = match self.is_multimodal {
+            false => (
+                "AutoPeftModelForCausalLM",
+                "AutoTokenizer",
+                format!("AutoPeftModelForCausalLM.from_pretrained(\"{repository}\"{arguments})"),
+            ),
+            true => (
+                "PeftModel",
+                "AutoModelForImageTextToText, AutoTokenizer",
+                format!(
+                    "AutoModelForImageTextToText.from_pretrained(\"{base}\"{arguments})\n\
+                     model = PeftModel.from_pretrained(model, \"{repository}\")"
+                ),
+            ),
+        };
         let mut text = format!(
             "---\nbase_model: {base}\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n\
              - base_model:adapter:{base}\n- lora\n- loractl\n---\n\n# {name}\n\n\
              A LoRA adapter of [{base}](https://huggingface.co/{base}).\n\n## Use\n\n\
-             ```python\nfrom peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\
-             {import}\n\n{config}\
-             model = AutoPeftModelForCausalLM.from_pretrained(\"{repository}\"{arguments})\n\
+             ```python\nfrom peft import {peft}\nfrom transformers import {transformers}{import}\n\n\
+             {config}model = {load}\n\
              tokenizer = AutoTokenizer.from_pretrained(\"{tokenizer}\")\n```\n"
         );
         if let Some(quantization) = quantization.and_then(Quantization::name) {
