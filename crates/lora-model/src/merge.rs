@@ -57,7 +57,8 @@ impl WeightSource for MergedWeights<'_> {
                 BaseDtype::Bf16 => half::bf16::MAX.to_f32(),
                 BaseDtype::F32 | BaseDtype::Auto => f32::MAX,
             };
-            if let Some(value) = read_f32(&dense)?.iter().find(|value| value.is_nan() || value.abs() > limit) {
+            if let Some(value) = read_f32(&dense)?.iter().find(|value| value.is_nan() || value.abs() > limit)
+            {
                 return Err(ModelError::NotFinite { module: module.name.clone(), value: *value });
             }
         }
