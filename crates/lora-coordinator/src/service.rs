@@ -27,7 +27,7 @@ use crate::control::action::Action;
 use crate::control::job::Job;
 use crate::control::jobs::{ApplyError, Jobs};
 use crate::control::member::observe;
-use crate::control::reconcile::{Circumstances, gives_way, reconcile, validated};
+use crate::control::reconcile::{Circumstances, gives_way, has_substitute, reconcile, validated};
 use crate::control::request::{Answer, Request};
 use crate::control::workers::{Outbox, SessionId, Workers};
 use crate::metrics::Metrics;
@@ -205,6 +205,7 @@ impl Service {
             last_stored_step: self.store.last_step(job_id).await?,
             checkpoint_step: self.store.newest_checkpoint(job_id).await?.map_or(0, |found| found.step),
             gives_way: gives_way(job, self.jobs.iter()),
+            has_substitute: has_substitute(job, &self.workers),
         };
         for action in reconcile(job, &observe(&job.row, &self.workers), circumstances) {
             self.jobs.apply(job_id, action).await?;

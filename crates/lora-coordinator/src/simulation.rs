@@ -1,5 +1,5 @@
 //! Property tests of the control of jobs: two jobs, five simulated workers, and random pauses,
-//! drains, losses, joins, cut connections, restarts of the coordinator, and failures of the store.
+//! drains, losses, faults of workers, joins, cut connections, restarts of the coordinator, and failures of the store.
 //! The real decisions are applied in memory; nothing else of the coordinator runs.
 //!
 //! Safety, after every action: a group never starts behind a state that a connected member held,
@@ -12,7 +12,7 @@ mod process;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use lora_proto::v1::{self, Goal, Phase, job_event};
+use lora_proto::v1::{self, Fault, Goal, Phase, job_event};
 use lora_spec::{JobSpec, JobState};
 use proptest::prelude::*;
 use tokio::sync::mpsc;
@@ -24,7 +24,7 @@ use crate::control::action::Action;
 use crate::control::group::GroupPhase;
 use crate::control::job::{GroupMaterial, Job};
 use crate::control::member::{MemberState, observe};
-use crate::control::reconcile::{Circumstances, gives_way, reconcile};
+use crate::control::reconcile::{Circumstances, gives_way, has_substitute, reconcile};
 use crate::control::request::{Answer, Request};
 use crate::control::workers::{Outbox, Workers, has_state};
 use crate::scheduler::schedule;
@@ -33,6 +33,8 @@ use crate::store::{JobRow, Recorded};
 /// Steps of each job.
 const TOTAL_STEPS: u64 = 8;
 const WORKERS: usize = 5;
+/// What each worker reports to be at fault.
+const LOCAL_FAULTS: [Fault; WORKERS] = [Fault::Disk, Fault::Base, Fault::Fetch, Fault::Memory, Fault::Engine];
 const LEASE: Duration = Duration::from_secs(2);
 /// Time between two rounds of the coordinator.
 const ROUND: Duration = Duration::from_millis(300);
@@ -58,6 +60,8 @@ enum Event {
     Drain(usize),
     /// A worker's process loses its job, as after an error, and stays connected.
     Forget(usize),
+    /// A worker fails by itself. No two workers have the same fault.
+    Fail(usize),
     Pause(usize),
     Resume(usize),
     RestartCoordinator,
@@ -78,7 +82,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         2 => worker.clone().prop_map(Event::Cut),
         3 => worker.clone().prop_map(Event::Connect),
         1 => worker.clone().prop_map(Event::Drain),
-        1 => worker.prop_map(Event::Forget),
+        1 => worker.clone().prop_map(Event::Forget),
+        2 => worker.prop_map(Event::Fail),
         2 => (0..2_usize).prop_map(Event::Pause),
         3 => (0..2_usize).prop_map(Event::Resume),
         1 => Just(Event::RestartCoordinator),
@@ -156,6 +161,16 @@ impl World {
                 }
                 self.report(worker);
             }
+            Event::Fail(worker) => {
+                let process = &mut self.processes[worker];
+                if let Some(held) = process.held.as_mut().filter(|held| held.phase() != Phase::Finished) {
+                    let (job, generation) = (held.job_id.clone(), held.generation);
+                    (held.fault, held.cause) = (LOCAL_FAULTS[worker].into(), "a fault".to_owned());
+                    process.enter(Phase::Failed);
+                    self.break_ranks(&job, generation);
+                }
+                self.report(worker);
+            }
             Event::Pause(job) => self.request(["a", "b"][job], Request::Pause),
             Event::Resume(job) => self.request(["a", "b"][job], Request::Resume),
             Event::RestartCoordinator => self.restart_coordinator(),
@@ -177,6 +192,7 @@ impl World {
     async fn advance(&mut self, time: Duration) {
         tokio::time::advance(time).await;
         for worker in 0..WORKERS {
+            self.processes[worker].give_up_forming(self.recovery.forming_seconds / 2.0);
             self.report(worker);
         }
         self.workers.expire(Instant::now());
@@ -345,6 +361,7 @@ impl World {
                     last_stored_step: TOTAL_STEPS,
                     checkpoint_step: self.checkpoints.get(&id).copied().unwrap_or(0),
                     gives_way: gives_way(job, self.jobs.values()),
+                    has_substitute: has_substitute(job, &self.workers),
                 };
                 for action in reconcile(job, &observe(&job.row, &self.workers), circumstances) {
                     if self.fails_to_store(&action) {
@@ -417,7 +434,20 @@ impl World {
             assert!(new.members.len() >= change.job.spec.workers.min);
         }
         assert!(change.job.row.members.len() <= change.job.spec.workers.max, "{:?}", change.job.row.members);
-        assert_ne!(change.job.state(), JobState::Failed, "{:?}", change.job.row.failure);
+        if change.job.state() == JobState::Failed {
+            let remains = |process: &&Process| {
+                process.connection.is_some()
+                    && !process.is_draining
+                    && process.phase() != Some(Phase::Failed)
+                    && !job.excludes(&process.name, &process.hello().instance_id)
+            };
+            let others: Vec<_> = self.processes.iter().filter(remains).map(|process| &process.name).collect();
+            assert!(
+                others.is_empty(),
+                "{id} fails, and {others:?} could run it: {:?}",
+                change.job.row.failure
+            );
+        }
         if change.job.state().is_stopped() {
             self.jobs.remove(id);
             self.stopped.insert(id.to_owned(), change.job.row);
@@ -477,6 +507,15 @@ impl World {
         for worker in survivors..WORKERS {
             self.run(Event::Kill(worker)).await;
         }
+        // A worker that failed is repaired.
+        for worker in 0..survivors {
+            let process = &self.processes[worker];
+            let instance = process.hello().instance_id;
+            let is_excluded = self.jobs.values().any(|job| job.excludes(&process.name, &instance));
+            if is_excluded || process.phase() == Some(Phase::Failed) {
+                self.run(Event::Kill(worker)).await;
+            }
+        }
         for _ in 0..ROUNDS_TO_SUCCEED {
             for worker in 0..survivors {
                 // A drained worker ends when it is released, and is started again.
@@ -526,6 +565,36 @@ fn simulate(events: &[Event], survivors: usize, cancel: Option<&str>) {
 #[test]
 fn without_faults_both_jobs_succeed() {
     simulate(&[], WORKERS, None);
+}
+
+/// The state of members that wait for a peer is not given up: they report it once they give up
+/// forming their group, before the coordinator's time limit.
+#[test]
+fn a_pause_while_a_group_forms_keeps_the_state_of_the_members_that_wait() {
+    let events = [
+        Event::Connect(1),
+        Event::Start(2),
+        Event::Pause(1),
+        Event::Round,
+        Event::Kill(2),
+        Event::Kill(1),
+        Event::Connect(0),
+        Event::Connect(4),
+        Event::Start(1),
+        Event::Drain(0),
+        Event::Decide,
+        Event::Round,
+        Event::Round,
+        Event::Round,
+        Event::Start(2),
+        Event::Round,
+        Event::Round,
+        Event::Round,
+        Event::Pause(0),
+        Event::Decide,
+        Event::Forget(4),
+    ];
+    simulate(&events, WORKERS, None);
 }
 
 proptest! {

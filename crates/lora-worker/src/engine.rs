@@ -19,7 +19,7 @@ use std::time::Duration;
 use lora_collective::backend_choice::Collective;
 use lora_collective::{CancelToken, PeerListener};
 use lora_model::{Base, BaseKey};
-use lora_proto::v1::{self, Phase};
+use lora_proto::v1::{self, Fault, Phase};
 use lora_spec::{DeviceMemory, JobSpec};
 use lora_train::{ComputeDevice, Run, TrainError, check_device};
 use tokio::runtime::Handle;
@@ -156,7 +156,7 @@ impl EngineThread {
             job.run.leave()?;
         }
         let panicked = |panic: Box<dyn Any + Send>| {
-            Interruption::Failed(format!("the engine panicked: {}", panic_text(&*panic)))
+            Interruption::Failed(Fault::Engine, format!("the engine panicked: {}", panic_text(&*panic)))
         };
         match result.unwrap_or_else(|panic| Err(panicked(panic))) {
             Ok(()) => {}
@@ -178,7 +178,7 @@ impl EngineThread {
                     (current.cause, current.suspects, current.unreachable) = (cause, suspects, unreachable);
                 });
             }
-            Err(Interruption::Failed(cause)) => {
+            Err(Interruption::Failed(fault, cause)) => {
                 self.check_device(&cause)?;
                 self.job = None;
                 self.update(|current| {
@@ -189,7 +189,7 @@ impl EngineThread {
                         "job failed"
                     );
                     current.enter(Phase::Failed);
-                    current.cause = cause;
+                    (current.fault, current.cause) = (fault, cause);
                 });
             }
         }
@@ -285,7 +285,7 @@ async fn wait_until_superseded(mut desired: watch::Receiver<DesiredState>, scope
 
 fn job_spec(assignment: &v1::Assignment) -> Result<JobSpec, Interruption> {
     let message = assignment.job.clone().unwrap_or_default();
-    JobSpec::try_from(message).map_err(|error| Interruption::Failed(error.to_string()))
+    JobSpec::try_from(message).map_err(|error| Interruption::Failed(Fault::Job, error.to_string()))
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {

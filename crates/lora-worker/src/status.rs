@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use lora_collective::CancelToken;
-use lora_proto::v1::{self, Phase};
+use lora_proto::v1::{self, Fault, Phase};
 
 use crate::directive::DesiredState;
 
@@ -20,6 +20,8 @@ pub(crate) struct CurrentJob {
     pub(crate) base: Option<v1::BaseReady>,
     pub(crate) facts: Option<v1::RunFacts>,
     pub(crate) cause: String,
+    /// What is at fault, with a cause of a failure.
+    pub(crate) fault: Fault,
     pub(crate) suspects: Vec<u32>,
     pub(crate) unreachable: Vec<u32>,
     pub(crate) files: Vec<String>,
@@ -42,6 +44,7 @@ impl CurrentJob {
             base: None,
             facts: None,
             cause: String::new(),
+            fault: Fault::Unspecified,
             suspects: Vec::new(),
             unreachable: Vec::new(),
             files: Vec::new(),
@@ -55,6 +58,7 @@ impl CurrentJob {
     pub(crate) fn enter(&mut self, phase: Phase) {
         (self.phase, self.since) = (phase, Instant::now());
         self.cause.clear();
+        self.fault = Fault::Unspecified;
         self.suspects.clear();
         self.unreachable.clear();
         self.files.clear();
@@ -95,6 +99,7 @@ pub(crate) fn status_message(
         unreachable: current.unreachable.clone(),
         files: current.files.clone(),
         exported: current.exported,
+        fault: current.fault.into(),
         notice: current.notice.clone(),
         waiting_for_peers: current.group.as_ref().is_some_and(CancelToken::is_waiting_for_peers),
     });

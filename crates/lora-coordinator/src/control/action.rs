@@ -4,6 +4,7 @@ use lora_plan::MemoryRequirements;
 use lora_proto::v1::{self, job_event};
 use lora_spec::JobSpec;
 
+use super::fault::Exclusion;
 use super::group::{GroupPhase, Regroup};
 use crate::store::MemberRow;
 
@@ -50,7 +51,7 @@ pub(crate) enum Action {
     /// The group enters a phase.
     Enter(GroupPhase),
     /// The job does not use these processes again.
-    Exclude(Vec<String>),
+    Exclude(Vec<Exclusion>),
     /// Only these members stay in a job that waits for others.
     KeepMembers(Vec<MemberRow>),
     /// A group is formed.

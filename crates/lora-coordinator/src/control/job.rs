@@ -3,7 +3,7 @@
 //! stores the changes.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -11,6 +11,7 @@ use lora_proto::v1::{self, Goal, job_event};
 use lora_spec::{FieldError, JobSpec, JobState};
 
 use super::action::{Action, NewGroup};
+use super::fault::Exclusion;
 use super::group::{AfterSave, GroupPhase, Regroup};
 use super::member::{enters_training, observe, some_before_training};
 use super::workers::Workers;
@@ -26,8 +27,9 @@ pub(crate) struct Job {
     assignments: Arc<BTreeMap<String, v1::Assignment>>,
     /// The number of steps that were finished when the group was formed.
     steps_at_start: u64,
-    /// Instance ids of processes that could not reach the others; the job does not use them again.
-    pub(crate) excluded: BTreeSet<String>,
+    /// Processes that could not reach the others or failed by themselves; the job does not use them
+    /// again.
+    pub(crate) excluded: Vec<Exclusion>,
     /// Members whose base is recorded as an event.
     pub(crate) recorded_bases: Vec<MemberRow>,
     /// The newest generation whose notice is in the log; 0 if there is none.
@@ -87,7 +89,7 @@ impl Job {
             phase,
             assignments: Arc::new(assignments(&row, checkpoint)),
             steps_at_start: row.completed_steps,
-            excluded: BTreeSet::new(),
+            excluded: Vec::new(),
             recorded_bases,
             noticed_generation: if recorded.has_notice { row.generation } else { 0 },
             row,
@@ -96,6 +98,13 @@ impl Job {
 
     pub(crate) fn state(&self) -> JobState {
         self.row.state
+    }
+
+    /// Whether the job does not use this process of a worker again.
+    pub(crate) fn excludes(&self, worker: &str, instance_id: &str) -> bool {
+        let is_it =
+            |excluded: &Exclusion| (&*excluded.worker, &*excluded.instance_id) == (worker, instance_id);
+        self.excluded.iter().any(is_it)
     }
 
     /// Whether the worker is a member of the group.
@@ -158,6 +167,7 @@ impl Job {
                 job.row.spec = *message;
                 job.row.validated = is_valid;
                 job.row.fruitless = 0;
+                job.excluded.clear();
                 next.enter(if is_valid { JobState::Queued } else { JobState::Validating })?;
             }
             Action::StartPause => {
@@ -189,7 +199,11 @@ impl Job {
                 next.enter(JobState::Running)?;
             }
             Action::Enter(phase) => job.phase = phase,
-            Action::Exclude(processes) => job.excluded.extend(processes),
+            Action::Exclude(processes) => {
+                let new = processes.into_iter().filter(|new| !job.excludes(&new.worker, &new.instance_id));
+                let new: Vec<Exclusion> = new.collect();
+                job.excluded.extend(new);
+            }
             Action::KeepMembers(members) => job.row.members = members,
             Action::Form(new) => next.form(new, group)?,
             Action::Wait { regroup, fruitless } => {

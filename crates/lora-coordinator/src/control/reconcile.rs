@@ -5,17 +5,17 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use lora_proto::v1::{self, Phase, job_event};
+use lora_proto::v1::{self, Fault, Phase, job_event};
 use lora_spec::{DeviceMemory, JobState};
 use tokio::time::Instant;
 
 use super::action::Action;
-use super::fault::WorkerFault;
+use super::fault::{Exclusion, WorkerFault, local_fault};
 use super::group::{AfterSave, GroupPhase, Regroup};
 use super::job::{Job, precedence};
 use super::member::{Member, MemberState};
 use super::membership::{EvictionReason, MemberReport, decide_membership};
-use super::workers::has_state;
+use super::workers::{Worker, Workers, has_state};
 use crate::admission::validate::{ValidationOutcome, fits_any};
 use crate::config::RecoveryConfig;
 use crate::store::MemberRow;
@@ -35,6 +35,8 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) checkpoint_step: u64,
     /// Whether another job that waits for members comes before this one.
     pub(crate) gives_way: bool,
+    /// Whether a worker that is not a member could take the place of one.
+    pub(crate) has_substitute: bool,
 }
 
 /// Returns the actions that bring the job forward, in order.
@@ -86,6 +88,23 @@ pub(crate) fn gives_way<'a>(job: &Job, mut jobs: impl Iterator<Item = &'a Job>) 
     jobs.any(|other| other.state() == JobState::Waiting && precedence(other) < precedence(job))
 }
 
+/// Whether a worker that is not a member of `job` could take the place of one, now or once its own
+/// job has ended.
+pub(crate) fn has_substitute(job: &Job, workers: &Workers) -> bool {
+    let fits = |worker: &Worker| {
+        job.row.requirements.as_ref().is_none_or(|needed| needed.fits(worker.memory()).is_ok())
+    };
+    workers.iter().any(|(name, worker)| {
+        let instance_id = &worker.hello.instance_id;
+        let is_member = |member: &MemberRow| member.worker == *name && member.instance_id == *instance_id;
+        worker.is_connected()
+            && !worker.status.draining
+            && !job.row.members.iter().any(is_member)
+            && !job.excludes(name, instance_id)
+            && fits(worker)
+    })
+}
+
 /// A job with its observed members.
 struct Observed<'a> {
     job: &'a Job,
@@ -97,8 +116,12 @@ impl<'a> Observed<'a> {
     /// The fault of the job, if a member reports one: the job itself failed, or the members' bases
     /// differ.
     fn job_fault(&self) -> Option<v1::Failure> {
-        let failed = self.in_group().find(|(_, _, held)| held.phase() == Phase::Failed);
-        if let Some((rank, member, held)) = failed {
+        let fails_job = |(_, member, held): &(usize, &Member, &v1::HeldJob)| {
+            held.phase() == Phase::Failed
+                && !self.job.excludes(&member.row.worker, &member.row.instance_id)
+                && !self.can_do_without(member, held)
+        };
+        if let Some((rank, member, held)) = self.in_group().find(fails_job) {
             return Some(v1::Failure {
                 worker: Some(member.row.worker.clone()),
                 rank: Some(rank as u32),
@@ -120,6 +143,29 @@ impl<'a> Observed<'a> {
             known = &base.sha256;
         }
         None
+    }
+
+    /// Whether the job may continue without a member that failed: the fault is the worker's, no
+    /// other worker has reported the same, and another one can take its place.
+    fn can_do_without(&self, failed: &Member, held: &v1::HeldJob) -> bool {
+        let Some(fault) = local_fault(held) else { return false };
+        let is_other = |worker: &str| worker != failed.row.worker;
+        let before = self.job.excluded.iter().map(|excluded| (excluded.worker.as_str(), excluded.fault));
+        let now = self
+            .in_group()
+            .filter_map(|(_, member, held)| Some((member.row.worker.as_str(), local_fault(held)?)));
+        if before.chain(now).any(|(worker, reported)| reported == fault && is_other(worker)) {
+            return false;
+        }
+        let remains = |member: &Member| {
+            member.stays() && is_other(&member.row.worker) && member.phase() != Some(Phase::Failed)
+        };
+        self.circumstances.has_substitute || self.members.iter().any(remains)
+    }
+
+    /// Whether a member failed without failing the job.
+    fn has_failed_member(&self) -> bool {
+        self.members.iter().any(|member| member.phase() == Some(Phase::Failed))
     }
 
     fn new_bases(&self) -> Vec<Action> {
@@ -158,7 +204,7 @@ impl<'a> Observed<'a> {
     /// Waits until every member has loaded the job or still has its state, then starts training.
     fn preparing(&self) -> Vec<Action> {
         let timed_out = self.timed_out_ranks();
-        if !timed_out.is_empty() || self.members.iter().any(Member::is_lost) {
+        if !timed_out.is_empty() || self.members.iter().any(Member::is_lost) || self.has_failed_member() {
             return self.break_group(&timed_out);
         }
         if let Some(leaving) = self.leaving_worker() {
@@ -185,7 +231,7 @@ impl<'a> Observed<'a> {
         // A connected member that does not report this generation has lost its run.
         let is_broken = |member: &Member| {
             matches!(member.state, MemberState::Lost | MemberState::OtherGeneration(_))
-                || member.phase() == Some(Phase::Broken)
+                || matches!(member.phase(), Some(Phase::Broken | Phase::Failed))
         };
         if self.members.iter().any(is_broken) {
             let trains = |member: &Member| {
@@ -341,7 +387,9 @@ impl<'a> Observed<'a> {
     fn break_group(&self, timed_out: &[usize]) -> Vec<Action> {
         let ranks = |list: &[u32]| list.iter().map(|rank| *rank as usize).collect::<Vec<_>>();
         let report = |(rank, member): (usize, &Member)| MemberReport {
-            alive: member.is_connected() && !timed_out.contains(&rank),
+            alive: member.is_connected()
+                && !timed_out.contains(&rank)
+                && member.phase() != Some(Phase::Failed),
             suspects: member.held().map(|held| ranks(&held.suspects)).unwrap_or_default(),
             unreachable: member.held().map(|held| ranks(&held.unreachable)).unwrap_or_default(),
         };
@@ -368,7 +416,7 @@ impl<'a> Observed<'a> {
         let remaining =
             decision.keep.iter().filter_map(|rank| Some(self.members.get(*rank)?.row.clone())).collect();
         let reason = causes.into_iter().next().unwrap_or_else(|| "the group broke".to_owned());
-        let excluded: Vec<String> = faults.into_iter().filter_map(|fault| fault.excluded).collect();
+        let excluded: Vec<Exclusion> = faults.into_iter().filter_map(|fault| fault.excluded).collect();
         let exclude = (!excluded.is_empty()).then_some(Action::Exclude(excluded));
         let regroup = Regroup { reason, remaining, events, is_failure: true };
         exclude.into_iter().chain([Action::Enter(GroupPhase::Regrouping(regroup))]).collect()
@@ -377,10 +425,12 @@ impl<'a> Observed<'a> {
     fn worker_fault(&self, rank: usize, reason: &EvictionReason) -> Option<WorkerFault> {
         let member = self.members.get(rank)?;
         let (cause, excluded) = match (member.state, reason) {
-            (_, EvictionReason::Unreachable(peers)) => (
-                format!("this worker and ranks {peers:?} cannot reach each other"),
-                Some(member.row.instance_id.clone()),
-            ),
+            (_, EvictionReason::Unreachable(peers)) => {
+                (format!("this worker and ranks {peers:?} cannot reach each other"), Some(Fault::Unspecified))
+            }
+            (MemberState::InGroup(held), EvictionReason::Dead) if held.phase() == Phase::Failed => {
+                (held.cause.clone(), Some(held.fault()))
+            }
             (MemberState::InGroup(held), EvictionReason::Dead) => {
                 let (phase, seconds) = (held.phase().name(), member.seconds_in_phase);
                 (format!("no progress while {phase} for {seconds:.0} s"), None)
@@ -389,7 +439,13 @@ impl<'a> Observed<'a> {
                 ("the connection was lost, or no heartbeat came in time".to_owned(), None)
             }
         };
-        Some(WorkerFault { worker: member.row.worker.clone(), rank, cause, excluded })
+        let MemberRow { worker, instance_id, .. } = member.row;
+        let excluded = excluded.map(|fault| Exclusion {
+            instance_id: instance_id.clone(),
+            worker: worker.clone(),
+            fault,
+        });
+        Some(WorkerFault { worker: worker.clone(), rank, cause, excluded })
     }
 
     /// The ranks whose phase has exceeded its time limit. A rank that waits for its peers is

@@ -80,8 +80,8 @@ fn job_view(
         }
         _ => return None,
     };
-    let is_excluded = |worker: &Worker| job.excluded.contains(&worker.hello.instance_id);
-    let excluded = workers_by_id.iter().enumerate().filter(|(_, (_, worker))| is_excluded(worker));
+    let is_excluded = |name: &str, worker: &Worker| job.excludes(name, &worker.hello.instance_id);
+    let excluded = workers_by_id.iter().enumerate().filter(|(_, (name, worker))| is_excluded(name, worker));
     let bytes = |device| job.row.requirements.as_ref().map_or(0, |requirements| requirements.peak(device));
     Some(SchedulableJob {
         id,

@@ -51,6 +51,13 @@ impl Process {
         self.held.as_ref().map(v1::HeldJob::phase)
     }
 
+    /// Gives up a group that does not form within so many seconds.
+    pub(super) fn give_up_forming(&mut self, seconds: f64) {
+        if self.phase() == Some(Phase::Forming) && self.phase_since.elapsed().as_secs_f64() > seconds {
+            self.enter(Phase::Broken);
+        }
+    }
+
     pub(super) fn completed_steps(&self) -> u64 {
         self.held.as_ref().map_or(0, |held| held.completed_steps)
     }

@@ -1,6 +1,6 @@
 //! Workers that die, hang, leave and join.
 
-use lora_proto::v1::{Goal, Phase, job_artifact, job_event};
+use lora_proto::v1::{Fault, Goal, Phase, job_artifact, job_event};
 
 use crate::fake::{Cluster, FakeWorker, TwoWorkerJob, fast_config, job, train};
 
@@ -80,16 +80,21 @@ async fn a_restarted_worker_replaces_its_old_process() {
     let refused = FakeWorker::connect_as(&cluster, "w0", "2", "fake", status).await.err().unwrap();
     assert_eq!(refused.code(), tonic::Code::AlreadyExists, "{refused}");
     first.disconnect();
-    let mut second = loop {
-        // The coordinator may not have noticed the end of the first connection yet.
-        match FakeWorker::connect_as(&cluster, "w0", "2", "fake", Default::default()).await {
-            Ok(worker) => break worker,
-            Err(status) => assert_eq!(status.code(), tonic::Code::AlreadyExists, "{status}"),
-        }
-    };
+    let mut second = connect_again(&cluster, "w0").await;
     let b = second.prepare(0).await;
     assert_eq!((b.job_id, b.generation), (job_id, a[0].generation + 1));
     cluster.stop().await;
+}
+
+/// Connects a new process of a worker.
+async fn connect_again(cluster: &Cluster, name: &str) -> FakeWorker {
+    loop {
+        // The coordinator may not have noticed the end of the first connection yet.
+        match FakeWorker::connect_as(cluster, name, "2", "fake", Default::default()).await {
+            Ok(worker) => return worker,
+            Err(status) => assert_eq!(status.code(), tonic::Code::AlreadyExists, "{status}"),
+        }
+    }
 }
 
 #[tokio::test]
@@ -281,4 +286,76 @@ async fn of_two_waiting_jobs_the_later_one_releases_its_workers() {
 async fn of_two_waiting_jobs_the_one_with_the_lower_priority_releases_its_workers() {
     one_of_two_waiting_jobs_gives_way(0, 5, true).await;
     one_of_two_waiting_jobs_gives_way(5, 0, false).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_fails_by_itself_is_left_out_and_no_step_is_lost() {
+    let cluster = Cluster::start().await;
+    let TwoWorkerJob { job_id, mut w0, mut w1, a } = TwoWorkerJob::training(&cluster, &job(1, 2)).await;
+    w0.steps(&a[0], 1..=2).await;
+    w0.phase(&a[0], Phase::Training, 2).await;
+    w1.failed_by(&a[1], Fault::Disk, "/cache: No space left on device").await;
+    w1.release().await;
+    let b = w0.prepare(2).await;
+    assert_eq!((b.generation, b.rank, b.peers.len(), &b.checkpoint), (2, 0, 1, &None));
+    w0.goal(Goal::Train).await;
+    w0.phase(&b, Phase::Training, 2).await;
+    let is_lost = |event: &job_event::Kind| {
+        matches!(event, job_event::Kind::WorkerLost(lost)
+            if lost.worker == "w1" && lost.cause == "/cache: No space left on device")
+    };
+    cluster.until_event(&job_id, is_lost).await;
+    // The process is not used again, but another one of this name is.
+    w1.disconnect();
+    let mut w1 = connect_again(&cluster, "w1").await;
+    w0.goal(Goal::Stop).await;
+    w0.phase(&b, Phase::Stopped, 3).await;
+    let c = w0.prepare(3).await;
+    assert_eq!((c.generation, c.peers.len()), (3, 2));
+    w1.prepare(0).await;
+    w0.goal(Goal::Train).await;
+    w1.goal(Goal::Train).await;
+    cluster.until(&job_id, "running").await;
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_joining_worker_that_fails_ends_no_job() {
+    let cluster = Cluster::start().await;
+    let job_id = cluster.submit(&job(1, 2)).await;
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    let a = train(&mut [&mut w0], 0).await;
+    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
+    w0.goal(Goal::Stop).await;
+    w0.phase(&a[0], Phase::Stopped, 1).await;
+    w0.prepare(1).await;
+    let joining = w1.goal(Goal::Prepare).await;
+    w1.failed_by(&joining, Fault::Base, "model.base: /models/a is not below a directory of model_roots")
+        .await;
+    w1.release().await;
+    let c = w0.prepare(1).await;
+    assert_eq!((c.generation, c.peers.len()), (3, 1));
+    w0.goal(Goal::Train).await;
+    assert_eq!(cluster.until(&job_id, "running").await.failure, None);
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn the_same_fault_of_two_workers_or_of_the_only_one_fails_the_job() {
+    let cluster = Cluster::start().await;
+    let TwoWorkerJob { job_id, mut w0, mut w1, a } = TwoWorkerJob::training(&cluster, &job(1, 2)).await;
+    w1.failed_by(&a[1], Fault::Memory, "too large for w1").await;
+    w1.release().await;
+    let b = w0.prepare(0).await;
+    w0.failed_by(&b, Fault::Memory, "too large for w0").await;
+    let failure = cluster.until(&job_id, "failed").await.failure.unwrap();
+    assert_eq!((failure.worker.as_deref(), failure.cause.as_str()), (Some("w0"), "too large for w0"));
+    w0.release().await;
+    // After a resume the processes have another chance.
+    w1.disconnect();
+    cluster.resume(&job_id, None).await.unwrap();
+    let c = w0.prepare(0).await;
+    w0.failed_by(&c, Fault::Engine, "the engine panicked").await;
+    assert_eq!(cluster.until(&job_id, "failed").await.failure.unwrap().cause, "the engine panicked");
+    cluster.stop().await;
 }

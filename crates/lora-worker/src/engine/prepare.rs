@@ -87,7 +87,7 @@ impl EngineThread {
             let fetched = fetch.retry(backoff()).when(FetchError::is_transient).notify(|error, pause| {
                 tracing::warn!(%error, ?pause, "fetch failed, will retry");
             });
-            fetched.await.map_err(|error| Interruption::Failed(error.to_string()))
+            Ok(fetched.await?)
         })
     }
 

@@ -1,7 +1,7 @@
 //! Uploads the state in memory to the coordinator's store, as a checkpoint or as the result.
 
 use lora_proto::v1::job_artifact::Name;
-use lora_proto::v1::{self, Phase};
+use lora_proto::v1::{self, Fault, Phase};
 
 use super::{EngineThread, Interruption};
 use crate::directive::WorkScope;
@@ -44,7 +44,7 @@ impl EngineThread {
         let (file, uploads) = (uploads::artifact_name(&name), self.uploads(assignment));
         self.wait_for(WorkScope::group(assignment), async move {
             let uploaded = uploads.upload(name, &bytes).await;
-            uploaded.map_err(|error| Interruption::Failed(format!("{file}: {error}")))
+            uploaded.map_err(|error| Interruption::Failed(Fault::Job, format!("{file}: {error}")))
         })
     }
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lora_proto::v1::worker_control_client::WorkerControlClient;
-use lora_proto::v1::{self, Goal, Phase, coordinator_message, worker_message};
+use lora_proto::v1::{self, Fault, Goal, Phase, coordinator_message, worker_message};
 use lora_spec::JobSpec;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -182,6 +182,12 @@ impl FakeWorker {
 
     pub(crate) async fn failed(&self, assignment: &v1::Assignment, cause: &str) {
         self.say(Some(v1::HeldJob { cause: cause.into(), ..held(assignment, Phase::Failed, 0) })).await;
+    }
+
+    /// Fails with a fault of its own.
+    pub(crate) async fn failed_by(&self, assignment: &v1::Assignment, fault: Fault, cause: &str) {
+        let (fault, cause) = (fault.into(), cause.into());
+        self.say(Some(v1::HeldJob { fault, cause, ..held(assignment, Phase::Failed, 0) })).await;
     }
 
     pub(crate) async fn finished(&self, assignment: &v1::Assignment, steps: u64, files: &[&str]) {
