@@ -100,6 +100,27 @@ fn a_hanging_worker_is_evicted_and_releases_the_job_later() {
     assert_eq!(worker.job_id, None);
 }
 
+#[test]
+fn a_worker_that_cannot_read_the_base_is_left_out() {
+    let fixture = Fixture::with_short_steps();
+    fixture.ask_for_workers(1, 2);
+    let service = TestService::start();
+    let root = fixture.path("").canonicalize().unwrap();
+    let _w0 = service.worker_with("w0", &[("model_roots", root.to_str().unwrap())]);
+    let path = fixture.job();
+    let submit = ["submit", path.to_str().unwrap(), "--max-upload", "0", "-o", "json"];
+    let job = service.run(&submit).expect_code(0).json()["job_id"].as_str().unwrap().to_owned();
+    service.until_step(&job, 5);
+    // It joins, and has no model_roots.
+    let _w1 = service.worker("w1");
+    expect_reference_outcome(&service, &job, &fixture.path("out"));
+    assert_eq!(lost(&service, &job), ["w1"]);
+    let groups = groups(&service, &job);
+    assert_eq!(groups.last().unwrap().workers, ["w0"], "{groups:?}");
+    let logs = service.run(&["logs", &job]).expect_code(0).stdout;
+    assert!(logs.contains("lost w1 (rank 1): model.base: "), "{logs}");
+}
+
 /// Two workers that are both idle, so that a job gets both at once.
 fn pair(service: &TestService) -> Vec<Worker> {
     let workers = ["w0", "w1"].map(|name| service.worker(name));
