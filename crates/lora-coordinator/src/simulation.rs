@@ -1,6 +1,7 @@
 //! Property tests of the control of jobs: two jobs, five simulated workers, and random pauses,
-//! drains, losses, faults of workers, joins, cut connections, restarts of the coordinator, and failures of the store.
-//! The real decisions are applied in memory; nothing else of the coordinator runs.
+//! drains, losses, faults of workers, joins, cut connections, restarts of the coordinator, and
+//! failures of the store. The real decisions are applied in memory; nothing else of the coordinator
+//! runs.
 //!
 //! Safety, after every action: a group never starts behind a state that a connected member held,
 //! and no state is given up that is not in the store; a job is cancelled only when no member holds

@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs;
 
 use lora_spec::{DataSpec, FieldError, SourceDir, SourceFile, file_names};
 use serde_json::{Map, Value as Json};
@@ -66,7 +65,7 @@ impl Tokenizer {
     /// invalid chat template is an error only when it is used.
     pub fn load(dir: &SourceDir) -> Result<Self, DataError> {
         let file = dir.file(file_names::TOKENIZER);
-        let bytes = fs::read(file.path()).map_err(|source| DataError::read(&file, source))?;
+        let bytes = file.read().map_err(|source| DataError::read(&file, source))?;
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|err| DataError::file(file.name(), format!("is not a tokenizer: {err}")))?;
         inner.with_padding(None);
@@ -312,7 +311,7 @@ impl Tokenizer {
 fn sha256(files: &[(String, SourceFile)], stop_tokens: &[u32]) -> Result<String, DataError> {
     let mut hash = Sha256::new();
     for (name, file) in files {
-        let bytes = fs::read(file.path()).map_err(|source| DataError::read(file, source))?;
+        let bytes = file.read().map_err(|source| DataError::read(file, source))?;
         hash.update(Sha256::digest(name));
         hash.update(Sha256::digest(bytes));
     }

@@ -1,7 +1,6 @@
 //! Reads the tokenizer files of a base directory, in the layouts of Transformers 4 and 5.
 
 use std::collections::BTreeMap;
-use std::fs;
 
 use lora_spec::file_names::{
     CHAT_TEMPLATE, GENERATION_CONFIG, MODEL_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES,
@@ -143,7 +142,7 @@ pub(crate) fn read_object(file: &SourceFile) -> Result<Option<Map<String, Json>>
 }
 
 fn read_text(file: &SourceFile) -> Result<Option<String>, DataError> {
-    match fs::read_to_string(file.path()) {
+    match file.read_to_string() {
         Ok(text) => Ok(Some(text)),
         Err(_) if file.is_absent() => Ok(None),
         Err(source) => Err(DataError::read(file, source)),

@@ -143,7 +143,7 @@ impl Base {
             .map_err(|error| io(&weights)(std::io::Error::other(error)))?;
 
         let file = dir.file(file_names::MODEL_CONFIG);
-        let text = std::fs::read(file.path()).map_err(|source| ModelError::io(&file, source))?;
+        let text = file.read().map_err(|source| ModelError::io(&file, source))?;
         let wrong =
             |e: serde_json::Error| ModelConfigError { name: file.name().to_owned(), message: e.to_string() };
         let mut config: Value = serde_json::from_slice(&text).map_err(wrong)?;

@@ -11,6 +11,7 @@ use lora_spec::file_names::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use lora_spec::{AdapterSpec, ModelConfig, SourceDir, TargetModules};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
@@ -28,8 +29,18 @@ pub struct PeftConfig {
     pub use_rslora: bool,
     /// Revision of the base on the hub.
     pub revision: Option<String>,
-    /// The modules that PEFT gives an adapter; `None`: those of its own table.
-    target_modules: Option<TargetModules>,
+    /// The modules that PEFT gives an adapter.
+    target_modules: TargetModules,
+    exclude_modules: Option<TargetModules>,
+    layers_to_transform: Option<Layers>,
+}
+
+/// `layers_to_transform`: one block, or several.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+enum Layers {
+    One(usize),
+    Several(Vec<usize>),
 }
 
 /// The contents of an adapter directory.
@@ -49,7 +60,7 @@ impl PeftAdapter {
     pub fn read(dir: &SourceDir) -> Result<Self, ModelError> {
         let read = |name| {
             let file = dir.file(name);
-            std::fs::read(file.path()).map_err(|source| match source.kind() {
+            file.read().map_err(|source| match source.kind() {
                 ErrorKind::NotFound => {
                     let message = format!("is not the directory of an adapter: it has no {name}");
                     ModelError::Adapter { name: dir.name().to_owned(), message }
@@ -102,15 +113,15 @@ impl PeftAdapter {
                 ["A", "B"].iter().any(|matrix| self.tensors.contains_key(&peft_name(&path, matrix)))
             })
             .collect();
-        let is_left_out = |path: &String| {
-            self.config.target_modules.as_ref().is_some_and(|it| it.selects(path) == Some(false))
-        };
-        if let Some(path) = modules.iter().map(|module| model.module_path(module)).find(is_left_out) {
-            let message = format!(
-                "target_modules: leaves out {path}, for which {ADAPTER_WEIGHTS} has tensors; PEFT would \
-                 ignore them"
-            );
-            return Err(adapter_error(&self.dir, ADAPTER_CONFIG, message));
+        for module in &modules {
+            let path = model.module_path(module);
+            if let Some(field) = self.config.leaves_out(&path, module.layer) {
+                let message = format!(
+                    "{field}: leaves out {path}, for which {ADAPTER_WEIGHTS} has tensors; PEFT would ignore \
+                     them"
+                );
+                return Err(adapter_error(&self.dir, ADAPTER_CONFIG, message));
+            }
         }
         // Before anything of this size is allocated.
         let r = self.config.r;
@@ -166,6 +177,24 @@ impl PeftConfig {
         spec.scaling()
     }
 
+    /// Returns the field because of which PEFT gives a module of a block no adapter. What a regular
+    /// expression selects that only Python has is not known.
+    fn leaves_out(&self, path: &str, layer: usize) -> Option<&'static str> {
+        if self.target_modules.selects(path) == Some(false) {
+            return Some("target_modules");
+        }
+        if self.exclude_modules.as_ref().is_some_and(|excluded| excluded.selects(path) == Some(true)) {
+            return Some("exclude_modules");
+        }
+        let transforms = match &self.layers_to_transform {
+            None => true,
+            Some(Layers::One(only)) => *only == layer,
+            // PEFT takes an empty list for none.
+            Some(Layers::Several(layers)) => layers.is_empty() || layers.contains(&layer),
+        };
+        (!transforms).then_some("layers_to_transform")
+    }
+
     /// Reads the fields of `adapter_config.json`.
     ///
     /// # Errors
@@ -181,7 +210,13 @@ impl PeftConfig {
             lora_alpha: required(&mut fields, "lora_alpha", "a number")?,
             use_rslora: optional(&mut fields, "use_rslora", "true or false")?.unwrap_or(false),
             revision: optional(&mut fields, "revision", "a text")?,
-            target_modules: optional(&mut fields, "target_modules", "a list of names, or a text")?,
+            target_modules: required(&mut fields, "target_modules", "a list of names, or a text")?,
+            exclude_modules: optional(&mut fields, "exclude_modules", "a list of names, or a text")?,
+            layers_to_transform: optional(
+                &mut fields,
+                "layers_to_transform",
+                "the number of a block, or a list",
+            )?,
         };
         if config.r == 0 {
             return Err("r: is 0; it must be at least 1".into());
@@ -218,15 +253,13 @@ impl PeftConfig {
 
 /// Fields of PEFT 0.21 that do not change how a plain LoRA adapter of `r`, `lora_alpha` and its
 /// tensors is applied.
-const WITHOUT_EFFECT: [&str; 18] = [
+const WITHOUT_EFFECT: [&str; 16] = [
     "task_type",
     "auto_mapping",
     "peft_version",
     "base_model_name_or_path",
     "inference_mode",
-    "exclude_modules",
     "lora_dropout",
-    "layers_to_transform",
     "layers_pattern",
     "megatron_core",
     "loftq_config",

@@ -120,6 +120,11 @@ fn a_setting_that_is_more_than_plain_lora_is_refused() {
         ("target_modules", json!(["q_proj"]), "leaves out model.layers.0."),
         ("target_modules", json!(".*\\.q_proj"), "leaves out model.layers.0."),
         ("target_modules", json!([]), "leaves out model.layers.0."),
+        ("target_modules", json!(null), "is missing"),
+        ("exclude_modules", json!(["k_proj"]), "leaves out model.layers.0.self_attn.k_proj"),
+        ("exclude_modules", json!(".*k_proj"), "leaves out model.layers.0.self_attn.k_proj"),
+        ("layers_to_transform", json!([1]), "leaves out model.layers.0."),
+        ("layers_to_transform", json!(1), "leaves out model.layers.0."),
     ] {
         let error = with_config(|config| config[key] = value.clone()).err().unwrap();
         let found = error.contains(&format!("adapter_config.json: {key}: ")) && error.contains(message);
@@ -127,7 +132,9 @@ fn a_setting_that_is_more_than_plain_lora_is_refused() {
     }
     for (key, value) in [
         ("target_modules", json!("all-linear")),
-        ("target_modules", json!(null)),
+        ("exclude_modules", json!(["lm_head"])),
+        ("layers_to_transform", json!([0, 1])),
+        ("layers_to_transform", json!([])),
         // Not a regular expression of this library.
         ("target_modules", json!("(?!x).*")),
         ("a_setting_of_2030", json!(false)),

@@ -216,7 +216,7 @@ impl ModelConfig {
                 message: "model.base is not a directory".into(),
             });
         }
-        let text = std::fs::read_to_string(file.path()).map_err(|e| fail(e.to_string()))?;
+        let text = file.read_to_string().map_err(|e| fail(e.to_string()))?;
         let adapter = base.file(file_names::ADAPTER_CONFIG);
         if !adapter.is_absent() {
             let message = "is in the directory of the base: Transformers would load this adapter with it; \
@@ -269,6 +269,9 @@ impl ModelConfig {
         }
         if fields.flag("is_causal")? == Some(false) {
             return Err("is_causal: must be true; attention to later tokens is not supported".into());
+        }
+        if architecture != Architecture::Gemma4 && fields.get("per_layer_config").is_some() {
+            return Err("per_layer_config: is supported for Gemma 4 only".into());
         }
         let layers = fields.count("num_hidden_layers")?;
         if layers > MAX_LAYERS {

@@ -233,7 +233,7 @@ fn is_expected(name: &str, known: &BTreeSet<&str>) -> bool {
 
 fn shards(index: &SourceFile, dir: &SourceDir) -> Result<Vec<SourceFile>, SafetensorsError> {
     let fail = |message: String| SafetensorsError { name: index.name().to_owned(), message };
-    let text = std::fs::read_to_string(index.path()).map_err(|e| fail(e.to_string()))?;
+    let text = index.read_to_string().map_err(|e| fail(e.to_string()))?;
     let json: Value = serde_json::from_str(&text).map_err(|e| fail(e.to_string()))?;
     let map = json
         .get("weight_map")

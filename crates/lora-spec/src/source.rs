@@ -39,6 +39,23 @@ impl SourceFile {
         &self.path
     }
 
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// It cannot be read, or is not a file: a pipe would wait for its writer.
+    pub fn read(&self) -> io::Result<Vec<u8>> {
+        if !self.path.metadata()?.is_file() {
+            return Err(io::Error::other("is not a file"));
+        }
+        std::fs::read(&self.path)
+    }
+
+    /// Reads the file as UTF-8, like [`Self::read`].
+    pub fn read_to_string(&self) -> io::Result<String> {
+        let text = String::from_utf8(self.read()?);
+        text.map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "is not UTF-8"))
+    }
+
     /// Returns whether nothing has this path. A link to a missing file is not absent: a file that
     /// its owner meant to be there must not be ignored.
     pub fn is_absent(&self) -> bool {

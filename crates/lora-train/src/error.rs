@@ -67,8 +67,9 @@ pub enum TrainError {
     },
     /// Too many steps in a row had losses or gradients that are not finite.
     #[error(
-        "step {step}: {what} is not finite, for {count} steps in a row; lower training.learning_rate or \
-         check the data"
+        "step {step}: {what} is not finite, for {} in a row; lower training.learning_rate or \
+         check the data",
+        steps(*count)
     )]
     NotFinite {
         /// The last of the steps.
@@ -117,4 +118,9 @@ impl From<CollectiveError> for TrainError {
             error => Self::Group(error),
         }
     }
+}
+
+/// `1 step`, `2 steps`.
+fn steps(count: u64) -> String {
+    format!("{count} step{}", if count == 1 { "" } else { "s" })
 }

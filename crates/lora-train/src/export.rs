@@ -66,8 +66,7 @@ pub(crate) fn adapter_files(
 /// A file cannot be read.
 pub(crate) fn tokenizer_files(tokenizer: &Tokenizer) -> Result<Vec<ResultFile>, TrainError> {
     let read = |(name, file): &(String, SourceFile)| {
-        let bytes = std::fs::read(file.path())
-            .map_err(|source| TrainError::Io { name: file.name().to_owned(), source })?;
+        let bytes = file.read().map_err(|source| TrainError::Io { name: file.name().to_owned(), source })?;
         Ok::<_, TrainError>(ResultFile { name: name.clone(), bytes })
     };
     // The template of the job replaces the base's.

@@ -1,7 +1,7 @@
 //! Faults of workers. A fault belongs to a job, a worker or the store, and each kind has its own
 //! type: a fault of a job ([`v1::Failure`]) ends the job, a fault of a worker ([`WorkerFault`])
-//! leaves this worker out of the next group, unless no other worker can take its place or another one
-//! has reported the same; and a fault of the store
+//! leaves this worker out of the next group, unless no other worker can take its place or another
+//! one has reported the same; and a fault of the store
 //! ([`StoreError`](crate::store::StoreError)) changes nothing: the action is tried again.
 
 use lora_proto::v1::{self, Fault, Phase};

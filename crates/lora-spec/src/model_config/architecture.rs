@@ -380,7 +380,8 @@ impl Architecture {
                     RopeParameters::of_layers(fields.0, config, head_dim, kind, field)?.read(theta)
                 };
                 let full = of("full_attention", "rope_theta", defaults.rope_theta)?;
-                let one_theta = field == "rope_theta" && fields.get("rope_parameters").is_none();
+                let of_sliding = fields.0.pointer("/rope_parameters/sliding_attention/rope_theta");
+                let one_theta = field == "rope_theta" && of_sliding.is_none_or(Value::is_null);
                 if one_theta && fields.number(field)?.is_some_and(|given| given != theta) {
                     return Err(format!(
                         "rope_theta: Transformers 5 uses it for blocks without a window only, and {theta} \

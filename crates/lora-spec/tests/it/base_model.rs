@@ -285,6 +285,15 @@ fn unsupported_settings_are_named_in_the_error() {
             json!({"architectures": ["Olmo3ForCausalLM"], "rope_theta": 10_000}),
             "rope_theta: Transformers 5 uses it for blocks without a window only, and 500000",
         ),
+        (
+            json!({"architectures": ["Olmo3ForCausalLM"], "rope_theta": 20_000, "rope_parameters":
+                {"full_attention": {"rope_theta": 2e4}, "sliding_attention": {"rope_type": "default"}}}),
+            "rope_theta: Transformers 5 uses it for blocks without a window only",
+        ),
+        (
+            json!({"per_layer_config": {"1": {"rms_norm_eps": 0.1}}}),
+            "per_layer_config: is supported for Gemma 4",
+        ),
         (json!({"num_hidden_layers": 16_777_216}), "num_hidden_layers: 16777216 is more than 10000"),
         (json!({"transformers_weights": "a.safetensors"}), "transformers_weights: \"a.safetensors\" is not"),
         (json!({"rope_scaling": {"rope_type": "yarn"}}), "rope_scaling.factor"),

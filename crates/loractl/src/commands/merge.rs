@@ -113,7 +113,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let adapter = PeftAdapter::read(&args.adapter.as_path().into())?.to_adapter(&config)?;
     let data = receipt.as_ref().map(|receipt| receipt.job.data.clone()).unwrap_or_default();
     let tokenizer = Tokenizer::for_job(&base, &data)?;
-    let rows = rows(&args, data, receipt.as_ref(), &tokenizer)?;
+    let (compared, rows) = rows(&args, data, receipt.as_ref(), &tokenizer)?;
     let trained = Base::load(&base, trained_layout.clone(), &ComputeDevice::Cpu)?;
     if let Some(receipt) = receipt.as_ref().filter(|receipt| receipt.base_sha256 != trained.sha256()) {
         bail!(
@@ -126,7 +126,11 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     }
     let expected = sample_logits(&trained, Some(&adapter), &rows)?;
     if expected.iter().flatten().any(|logit| !logit.is_finite()) {
-        bail!("--adapter: {} gives logits that are not finite with this base", args.adapter.display());
+        bail!(
+            "the trained model gives logits that are not finite for the rows on which the models are \
+             compared, of {}; name other rows with --data",
+            compared.display()
+        );
     }
     drop(trained);
 
@@ -151,19 +155,20 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Returns the rows on which the models are compared, and their file.
 fn rows(
     args: &Args,
     data: DataSpec,
     receipt: Option<&Receipt>,
     tokenizer: &Tokenizer,
-) -> Result<Vec<MicroBatch>> {
+) -> Result<(PathBuf, Vec<MicroBatch>)> {
     let mut trained_on = receipt.into_iter().flat_map(|receipt| &*receipt.job.data.train);
     let path = args.data.as_ref().or_else(|| trained_on.find(|path| path.is_file()));
     let path = path.ok_or_else(|| {
         anyhow!("--data: the adapter's training rows are not on this machine; name a file of rows")
     })?;
     let data = DataSpec { max_length: SAMPLE_TOKENS + 1, long_rows: LongRows::Truncate, ..data };
-    Ok(sample_rows(&Dataset::read(&path.into(), tokenizer, &data)?))
+    Ok((path.clone(), sample_rows(&Dataset::read(&path.into(), tokenizer, &data)?)))
 }
 
 /// Returns the logits after each token of `rows`, `[tokens][vocab]`.
