@@ -18,6 +18,8 @@ pub(crate) type Place = (usize, Part);
 pub(crate) struct Anchored {
     pub(crate) text: String,
     anchors: BTreeMap<Place, usize>,
+    /// The number of marks of each part.
+    counts: BTreeMap<Place, usize>,
     /// The anchors, sorted by their places in the text.
     by_position: Vec<(usize, Place)>,
 }
@@ -46,7 +48,7 @@ impl Anchored {
     /// Removes the marks from a rendered text.
     pub(crate) fn new(marked: &str) -> Self {
         let mut text = String::with_capacity(marked.len());
-        let mut anchors = BTreeMap::new();
+        let (mut anchors, mut counts) = (BTreeMap::new(), BTreeMap::new());
         let mut number: usize = 0;
         for c in marked.chars() {
             if DIGITS.contains(&c) {
@@ -55,7 +57,9 @@ impl Anchored {
                 number = number.wrapping_mul(RADIX as usize).wrapping_add(digit as usize);
             } else if c == END {
                 let part = Part::ALL[number % Part::ALL.len()];
-                anchors.entry((number / Part::ALL.len(), part)).or_insert(text.len());
+                let place = (number / Part::ALL.len(), part);
+                anchors.entry(place).or_insert(text.len());
+                *counts.entry(place).or_default() += 1;
                 number = 0;
             } else {
                 text.push(c);
@@ -64,12 +68,17 @@ impl Anchored {
         }
         let mut by_position: Vec<_> = anchors.iter().map(|(place, at)| (*at, *place)).collect();
         by_position.sort_unstable();
-        Self { text, anchors, by_position }
+        Self { text, anchors, counts, by_position }
     }
 
     /// Where the mark of a part was.
     pub(crate) fn anchor(&self, place: Place) -> Option<usize> {
         self.anchors.get(&place).copied()
+    }
+
+    /// The number of marks of a part.
+    pub(crate) fn count(&self, place: Place) -> usize {
+        self.counts.get(&place).copied().unwrap_or(0)
     }
 
     /// The marks of a message: the first and the last in the text.

@@ -16,6 +16,8 @@ pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
     source: String,
     has_generation_markers: bool,
+    /// The variable `documents`, which Transformers defines as None if the caller passes none.
+    documents: Value,
 }
 
 /// A rendered conversation.
@@ -35,18 +37,24 @@ impl ChatTemplate {
     /// The message of the template engine.
     pub(crate) fn new(source: &str, special_tokens: &BTreeMap<String, String>) -> Result<Self, String> {
         jinja::check_method_names(source)?;
+        jinja::check_conditions(source)?;
+        jinja::check_safe_texts(source)?;
         let (rewritten, has_generation_markers) = jinja::rewrite(source);
         let mut environment = jinja::environment()?;
         for (name, token) in special_tokens {
             environment.add_global(name.clone(), token.clone());
         }
         environment.add_template_owned(NAME, rewritten).map_err(|err| err.to_string())?;
-        Ok(Self { environment, source: source.to_owned(), has_generation_markers })
+        let documents = Value::from(());
+        Ok(Self { environment, source: source.to_owned(), has_generation_markers, documents })
     }
 
     /// Sets variables of the template, as keyword arguments of `apply_chat_template` do.
     pub(crate) fn set_variables(&mut self, variables: &Map<String, Json>) {
         for (name, value) in variables {
+            if name == "documents" {
+                self.documents = jinja::value_of(value);
+            }
             self.environment.add_global(name.clone(), jinja::value_of(value));
         }
     }
@@ -78,11 +86,11 @@ impl ChatTemplate {
         if self.has_generation_markers && has_noncharacters(messages, tools) {
             return Err("a message contains the noncharacter U+FDD0 or U+FDD1; remove it".into());
         }
-        // Transformers defines `tools` and `documents` as None if the caller passes none.
+        // Transformers defines `tools` as None if the caller passes none.
         let context = context! {
             messages => messages.iter().map(Message::value).collect::<Value>(),
             tools => tools.map_or(Value::from(()), jinja::value_of),
-            documents => (),
+            documents => self.documents.clone(),
             add_generation_prompt,
         };
         let render = || self.environment.get_template(NAME).and_then(|template| template.render(context));

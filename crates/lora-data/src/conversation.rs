@@ -17,6 +17,9 @@ use crate::turns::Turns;
 pub(crate) struct Conversation {
     pub(crate) text: String,
     pub(crate) trained: Vec<Range<usize>>,
+    /// If the template marks the trained text: the messages before the first one that may be
+    /// trained, rendered with the generation prompt. It is empty if there are none.
+    pub(crate) prompt: String,
     pub(crate) notes: RowNotes,
 }
 
@@ -58,14 +61,18 @@ pub(crate) fn render_conversation(
     let turns = Turns { template, messages, tools, stop_texts, text: &text, anchored };
     let is_trained = |i: usize| i >= from && messages[i].is_trained();
     let mut notes = turns.notes(is_trained)?;
+    let mut prompt = String::new();
     let trained = if template.has_generation_markers() {
+        if from > 0 {
+            prompt = turns.render(from, true)?;
+        }
         turns.marked_by_template(generated, from, is_trained)?
     } else {
         let found = turns.find_all((0..messages.len()).filter(|i| is_trained(*i)).collect())?;
         notes.changed_turns = found.iter().filter(|turn| turn.is_changed).count();
         found.into_iter().map(|turn| turn.range).collect()
     };
-    Ok(Conversation { text, trained, notes })
+    Ok(Conversation { text, trained, prompt, notes })
 }
 
 /// Renders a conversation of which everything from message `from` on is trained. The assistant's

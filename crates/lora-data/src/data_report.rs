@@ -66,6 +66,8 @@ pub struct DataReport {
     pub unread_variables: BTreeMap<String, usize>,
     /// Number of trained answers without a text.
     pub empty_answers: usize,
+    /// Number of messages of others than the assistant that say that they are trained.
+    pub flagged_others: usize,
     /// Columns of `data.columns` (by the key of a format) that rows have, and the number of rows.
     pub renamed_columns: BTreeMap<String, usize>,
     /// Number of conversations that begin with `data.system_prompt`.
@@ -95,6 +97,7 @@ impl DataReport {
             *self.unread_variables.entry(name.clone()).or_default() += 1;
         }
         self.empty_answers += notes.empty_answers;
+        self.flagged_others += notes.flagged_others;
         self.conversations += usize::from(notes.is_conversation);
     }
 
@@ -119,6 +122,7 @@ impl DataReport {
             unread_tools,
             unread_variables,
             empty_answers,
+            flagged_others,
             renamed_columns,
             system_prompts,
             conversations,
@@ -147,6 +151,7 @@ impl DataReport {
         self.unread_tools += unread_tools;
         join_counts(&mut self.unread_variables, unread_variables);
         self.empty_answers += empty_answers;
+        self.flagged_others += flagged_others;
         join_counts(&mut self.renamed_columns, renamed_columns);
         self.system_prompts += system_prompts;
         self.conversations += conversations;
@@ -184,6 +189,17 @@ impl DataReport {
             notes.push(format!(
                 "{} empty: only the end of the turn is trained",
                 count(self.empty_answers, "answer is", "answers are")
+            ));
+        }
+        if self.flagged_others > 0 {
+            notes.push(format!(
+                "{} a key that says to train it (weight, train), which has no effect: only the assistant's \
+                 turns are trained; data.assistant_only_loss: false trains all messages",
+                count(
+                    self.flagged_others,
+                    "message of a user or tool has",
+                    "messages of users or tools have"
+                )
             ));
         }
         if self.changed_turns > 0 {

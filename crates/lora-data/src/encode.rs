@@ -79,9 +79,17 @@ fn encode_chat(
 ) -> Result<Row, DataError> {
     let conversation = tokenizer.conversation(chat, from)?;
     let spans = tokenizer.encode_spans(&conversation.text, false)?;
-    let row = mask(&spans, |span| conversation.trained.iter().any(|range| overlaps(span, range)));
-    let unread_variables = unread_variables(tokenizer, chat);
-    *notes = RowNotes { is_conversation: true, unread_variables, ..conversation.notes };
+    let mut row = mask(&spans, |span| conversation.trained.iter().any(|range| overlaps(span, range)));
+    // A template may mark a part of the generation prompt.
+    let prompt = tokenizer.encode(&conversation.prompt, false)?;
+    let shared = shared_tokens(&prompt, &spans);
+    row.trained[..shared].fill(false);
+    *notes = RowNotes {
+        is_conversation: true,
+        has_other_prompt: shared < prompt.len(),
+        unread_variables: unread_variables(tokenizer, chat),
+        ..conversation.notes
+    };
     let last = conversation.trained.last().and_then(|range| {
         let text = conversation.text[range.clone()].trim_end();
         spans.iter().rev().find(|span| overlaps(span, &(range.start..range.start + text.len())))
@@ -101,7 +109,7 @@ fn encode_whole_chat(
     let WholeConversation { text, prompt, notes: of_template } = tokenizer.whole_conversation(chat, from)?;
     let spans = tokenizer.encode_spans(&text, false)?;
     let prompt = tokenizer.encode(&prompt, false)?;
-    let shared = prompt.iter().zip(&spans).take_while(|(token, span)| **token == span.token).count();
+    let shared = shared_tokens(&prompt, &spans);
     *notes = RowNotes {
         is_conversation: true,
         has_other_prompt: shared < prompt.len(),
@@ -116,6 +124,11 @@ fn encode_whole_chat(
     let mut row = mask(&spans, |_| true);
     row.trained[..shared].fill(false);
     Ok(row)
+}
+
+/// The number of tokens at the beginning that a prompt and the whole conversation share.
+fn shared_tokens(prompt: &[u32], spans: &[Span]) -> usize {
+    prompt.iter().zip(spans).take_while(|(token, span)| **token == span.token).count()
 }
 
 fn unread_variables(tokenizer: &Tokenizer, chat: Chat) -> Vec<String> {

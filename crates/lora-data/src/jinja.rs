@@ -1,6 +1,7 @@
 //! Jinja as Transformers renders chat templates with it: minijinja, and in this directory what it
 //! lacks or does otherwise.
 
+mod conditions;
 mod cycler;
 mod dict_view;
 #[cfg(test)]
@@ -10,6 +11,7 @@ mod method_names;
 mod methods;
 mod number;
 mod python;
+mod safe_texts;
 mod source;
 mod tojson;
 mod value_tests;
@@ -17,8 +19,10 @@ mod value_tests;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value};
 
+pub(crate) use conditions::check_conditions;
 pub(crate) use method_names::check_method_names;
 pub(crate) use number::value_of;
+pub(crate) use safe_texts::check_safe_texts;
 pub(crate) use source::{GENERATED_END, GENERATED_START, rewrite};
 
 /// Limit of the work of a template: about twenty million instructions, or a GiB of text.

@@ -1,7 +1,7 @@
 //! JSON Lines: a JSON object on each line. Blank lines are allowed. A file that begins with `[` is
 //! one JSON array of objects.
 
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, Read};
 use std::path::Path;
 
 use serde_json::value::RawValue;
@@ -19,12 +19,42 @@ pub(crate) fn is_array(text: &mut impl BufRead) -> io::Result<bool> {
     Ok(text.fill_buf()?.trim_ascii_start().starts_with(b"["))
 }
 
-/// Returns the lines that are not blank, with their numbers (from 1).
-pub(crate) fn lines(text: impl BufRead) -> impl Iterator<Item = io::Result<NumberedRow>> {
-    let lines = text.split(b'\n').enumerate();
-    lines.filter_map(|(i, line)| match line {
-        Ok(line) if line.trim_ascii().is_empty() => None,
-        line => Some(line.map(|line| (i + 1, RawRow::Text(line)))),
+/// The largest size of a row, in bytes.
+const MAX_ROW_BYTES: u64 = 64 << 20;
+
+/// Returns the lines that are not blank, with their numbers (from 1). A line that is too long is
+/// the last one.
+pub(crate) fn lines(mut text: impl BufRead) -> impl Iterator<Item = io::Result<NumberedRow>> {
+    let (mut number, mut is_end) = (0, false);
+    std::iter::from_fn(move || {
+        while !is_end {
+            let mut line = Vec::new();
+            let read = text.by_ref().take(MAX_ROW_BYTES + 1).read_until(b'\n', &mut line);
+            number += 1;
+            match read {
+                Err(error) => {
+                    is_end = true;
+                    return Some(Err(error));
+                }
+                Ok(0) => return None,
+                Ok(_) if line.len() as u64 > MAX_ROW_BYTES => {
+                    is_end = true;
+                    let message = format!(
+                        "line {number} has more than {} MiB; each line must be a row",
+                        MAX_ROW_BYTES >> 20
+                    );
+                    return Some(Err(io::Error::other(message)));
+                }
+                Ok(_) => {}
+            }
+            if line.last() == Some(&b'\n') {
+                line.pop();
+            }
+            if !line.trim_ascii().is_empty() {
+                return Some(Ok((number, RawRow::Text(line))));
+            }
+        }
+        None
     })
 }
 

@@ -100,6 +100,11 @@ impl Message {
         self.is_trained == Some(false)
     }
 
+    /// Whether the row says that the message is trained.
+    pub(crate) fn is_flagged(&self) -> bool {
+        self.is_trained == Some(true)
+    }
+
     /// Iterates over the keys that a template may read.
     pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
         self.keys.keys().map(String::as_str)
@@ -125,6 +130,14 @@ impl Message {
     /// The tool calls.
     pub(crate) fn tool_calls(&self) -> impl Iterator<Item = &Json> {
         self.keys.get("tool_calls").and_then(Json::as_array).into_iter().flatten()
+    }
+
+    /// The number of tool calls with a name.
+    pub(crate) fn named_calls(&self) -> usize {
+        let names = self
+            .tool_calls()
+            .filter_map(|call| call.get("function").unwrap_or(call).get("name").and_then(Json::as_str));
+        names.filter(|name| !name.trim().is_empty()).count()
     }
 
     /// The arguments of tool calls that are a text with a JSON object instead of the object.
@@ -278,6 +291,7 @@ impl Message {
             Some(other) => return Err(format!(".role is {}; it must be a string", json_type_name(other))),
             None => return Err(" has no `role`".into()),
         }
+        check_reasoning(&mut keys)?;
         let is_trained = take_flag(&mut keys)?;
         let has_calls = match keys.get("tool_calls") {
             None => false,
@@ -336,6 +350,33 @@ fn from_sharegpt(keys: &mut Map<String, Json>) -> Result<(), String> {
     keys.insert("role".to_owned(), role.into());
     if let (Some(value), false) = (value, keys.contains_key("content")) {
         keys.insert("content".to_owned(), value);
+    }
+    Ok(())
+}
+
+/// Checks that the names of the reasoning have one text. Blank ones are removed if another one has
+/// a text.
+fn check_reasoning(keys: &mut Map<String, Json>) -> Result<(), String> {
+    let mut found: Option<(&str, String)> = None;
+    for key in REASONING {
+        let text = match keys.get(key) {
+            None => continue,
+            Some(Json::String(text)) => text.trim(),
+            Some(other) => return Err(format!(".{key} is {}; it must be a string", json_type_name(other))),
+        };
+        match &found {
+            _ if text.is_empty() => {}
+            Some((first, other)) if other != text => {
+                return Err(format!(" has `{first}` and `{key}` with different texts; remove one of them"));
+            }
+            _ => found = Some((key, text.to_owned())),
+        }
+    }
+    if found.is_some() {
+        keys.retain(|key, value| {
+            let is_blank = value.as_str().is_some_and(|text| text.trim().is_empty());
+            !(REASONING.contains(&key.as_str()) && is_blank)
+        });
     }
     Ok(())
 }

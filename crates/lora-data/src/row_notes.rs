@@ -25,6 +25,8 @@ pub(crate) struct RowNotes {
     pub(crate) has_unread_tools: bool,
     /// Variables of the row that the chat template does not read.
     pub(crate) unread_variables: Vec<String>,
+    /// Messages of others than the assistant that say that they are trained.
+    pub(crate) flagged_others: usize,
     /// Trained answers without a text.
     pub(crate) empty_answers: usize,
     /// Whether the row is a conversation, which the chat template renders.

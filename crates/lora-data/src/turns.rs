@@ -295,11 +295,10 @@ impl Turns<'_> {
     /// It leaves out the tool calls of a trained turn.
     pub(crate) fn notes(&self, is_trained: impl Fn(usize) -> bool) -> Result<RowNotes, String> {
         let has_tools = self.tools.and_then(Json::as_array).is_some_and(|tools| !tools.is_empty());
-        let mut notes = RowNotes {
-            has_unread_tools: has_tools && !self.template.mentions("tools"),
-            ..RowNotes::default()
-        };
+        let mut notes =
+            RowNotes { has_unread_tools: has_tools && !self.reads_tools(), ..RowNotes::default() };
         for (i, message) in self.messages.iter().enumerate() {
+            notes.flagged_others += usize::from(message.is_flagged() && message.role() != "assistant");
             let is_empty = message.content().trim().is_empty() && !message.has(Part::ToolCalls);
             notes.empty_answers += usize::from(is_empty && is_trained(i));
             let known = |key: &&str| {
@@ -317,7 +316,14 @@ impl Turns<'_> {
             }
             let Some((anchored, parts)) = &self.anchored else { continue };
             for part in parts.iter().filter(|part| message.has(**part)) {
-                if anchored.anchor((i, *part)).is_some() {
+                let (printed, calls) = (anchored.count((i, *part)), message.named_calls());
+                if *part == Part::ToolCalls && is_trained(i) && (1..calls).contains(&printed) {
+                    return Err(format!(
+                        "the chat template prints {printed} of the {calls} tool calls of messages[{i}]; write \
+                         each call as a turn of its own, or use a base whose template has several"
+                    ));
+                }
+                if printed > 0 {
                     continue;
                 }
                 if *part == Part::ToolCalls && is_trained(i) {
@@ -336,6 +342,13 @@ impl Turns<'_> {
             }
         }
         Ok(notes)
+    }
+
+    /// Whether the tools change the rendering. A template may replace the variable by another value.
+    fn reads_tools(&self) -> bool {
+        // Without tools a template may refuse the conversation.
+        let without = || self.template.render(self.messages, None, false);
+        self.template.mentions("tools") && without().map_or(true, |without| without.text != self.text)
     }
 
     fn not_found(&self, i: usize) -> String {

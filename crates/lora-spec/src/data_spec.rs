@@ -10,7 +10,7 @@ use crate::range::check_count;
 use crate::{FieldError, RowFormat, TrainFiles};
 
 /// Variables that a chat template has already.
-pub const TEMPLATE_VARIABLES: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
+pub const TEMPLATE_VARIABLES: [&str; 3] = ["messages", "tools", "add_generation_prompt"];
 
 /// The largest weight of a file.
 const MAX_WEIGHT: f64 = 1000.0;

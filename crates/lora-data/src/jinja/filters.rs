@@ -12,9 +12,12 @@ const PPRINT_WIDTH: usize = 80;
 /// Adds the filters.
 pub(super) fn add(environment: &mut Environment<'_>) {
     environment.add_filter("string", |value: &Value| python::str(value).into_owned());
-    environment.add_filter("trim", |text: &str, chars: Option<&str>| match chars {
-        Some(chars) => text.trim_matches(|c| chars.contains(c)).to_owned(),
-        None => text.trim_matches(methods::is_space).to_owned(),
+    environment.add_filter("trim", |value: &Value, chars: Option<&str>| {
+        let text = if value.is_undefined() { "".into() } else { python::str(value) };
+        match chars {
+            Some(chars) => text.trim_matches(|c| chars.contains(c)).to_owned(),
+            None => text.trim_matches(methods::is_space).to_owned(),
+        }
     });
     environment.add_filter("escape", escape);
     environment.add_filter("e", escape);

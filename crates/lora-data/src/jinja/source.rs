@@ -130,6 +130,24 @@ pub(super) fn string_end(source: &str, start: usize) -> usize {
     source.len()
 }
 
+/// The code of a tag with its string literals empty.
+pub(super) fn without_strings(code: &str) -> String {
+    let (mut out, mut at) = (String::with_capacity(code.len()), 0);
+    while let Some(c) = code[at..].chars().next() {
+        match c {
+            '\'' | '"' => {
+                out.push_str("''");
+                at = string_end(code, at).min(code.len());
+            }
+            c => {
+                out.push(c);
+                at += c.len_utf8();
+            }
+        }
+    }
+    out
+}
+
 /// The operand at or after `start`, and the arguments of `format` in it: the inside of brackets, or
 /// the whole operand. An operand is a bracket, a name, a number or a string with what follows
 /// (attributes, calls, items, filters).

@@ -12,6 +12,7 @@ mod errors;
 mod formats;
 mod long_conversations;
 mod long_rows;
+mod messages;
 mod parquet;
 mod settings;
 mod several_files;
