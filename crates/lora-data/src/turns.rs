@@ -319,8 +319,8 @@ impl Turns<'_> {
                 let (printed, calls) = (anchored.count((i, *part)), message.named_calls());
                 if *part == Part::ToolCalls && is_trained(i) && (1..calls).contains(&printed) {
                     return Err(format!(
-                        "the chat template prints {printed} of the {calls} tool calls of messages[{i}]; write \
-                         each call as a turn of its own, or use a base whose template has several"
+                        "the chat template prints {printed} of the {calls} tool calls of messages[{i}]; \
+                         write each call as a turn of its own, or use a base whose template has several"
                     ));
                 }
                 if printed > 0 {
@@ -344,7 +344,8 @@ impl Turns<'_> {
         Ok(notes)
     }
 
-    /// Whether the tools change the rendering. A template may replace the variable by another value.
+    /// Whether the tools change the rendering. A template may replace the variable by another
+    /// value.
     fn reads_tools(&self) -> bool {
         // Without tools a template may refuse the conversation.
         let without = || self.template.render(self.messages, None, false);

@@ -5,10 +5,10 @@ use serde_json::{Value as Json, json};
 use crate::base_dir::{BaseDir, CHATML};
 
 /// Marks the header of the generation prompt as generated, like some training templates.
-const MARKS_THE_HEADER: &str = "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>\
-    {% generation %}assistant\n{{ m.content }}<|im_end|>{% endgeneration %}{% else %}<|im_start|>{{ m.role }}\n\
-    {{ m.content }}<|im_end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n\
-    {% endif %}";
+const MARKS_THE_HEADER: &str = "{% for m in messages %}<|im_start|>{% if m.role == 'assistant' %}\
+    {% generation %}assistant\n{{ m.content }}<|im_end|>{% endgeneration %}{% else %}\
+    {{ m.role + '\\n' + m.content }}<|im_end|>{% endif %}{% endfor %}\
+    {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
 /// Prints the first tool call of a message only.
 const ONE_CALL: &str = "{% for m in messages %}<|im_start|>{{ m.role }}{{ m.content }}\
@@ -32,7 +32,8 @@ fn notes(template: &str, row: Json) -> String {
     BaseDir::with_template("<|im_end|>", template).read(&[row]).unwrap().report.notes().join("\n")
 }
 
-/// As in TRL, where a token is trained if `assistant_only_loss` and `completion_only_loss` allow it.
+/// As in TRL, where a token is trained if `assistant_only_loss` and `completion_only_loss` allow
+/// it.
 #[test]
 fn a_completion_is_trained_after_the_generation_prompt() {
     let base = BaseDir::with_template("<|im_end|>", MARKS_THE_HEADER);
