@@ -12,3 +12,4 @@ mod micro_batch;
 mod published_models;
 mod quantized;
 mod ranges;
+mod small_values;
