@@ -95,6 +95,7 @@ impl JobFile {
             JobFileError::Field { path: path.to_owned(), line, error: FieldError::new(&field, message) }
         })?;
         check_not_shell_syntax(&job).map_err(located)?;
+        tree.value.check_variables(text).map_err(located)?;
         let dir = directory(path).unwrap_or_default();
         if let Some(file) = job.data.chat_template.take_if(|template| !is_template(template)) {
             let file = dir.join(file);
@@ -224,6 +225,24 @@ impl Node {
         self.all_fields("").into_iter().map(with_kind).collect()
     }
 
+    /// Checks that the values of `data.chat_template_kwargs`, which have no type of their own, are
+    /// not scalars that YAML parsers read in different ways.
+    fn check_variables(&self, text: &str) -> Result<(), FieldError> {
+        const SECTION: &str = "data.chat_template_kwargs";
+        for Field { path, value, .. } in self.all_fields("") {
+            let name = path.strip_prefix(SECTION).and_then(|rest| rest.strip_prefix('.'));
+            let scalar = plain_scalar(text, value.referenced.line(), value.referenced.column());
+            if let (Some(name), true) = (name, is_ambiguous(scalar)) {
+                let message = format!(
+                    "{name} is {scalar}, which YAML parsers read in different ways; write true or false, a \
+                     decimal number, or put it in quotes"
+                );
+                return Err(FieldError::new(SECTION, message));
+            }
+        }
+        Ok(())
+    }
+
     /// Returns the field at a position (line and column), and its value: the last field that starts
     /// at or before the position.
     fn field_at(&self, position: (u64, u64)) -> Option<Field<'_>> {
@@ -247,6 +266,23 @@ impl Node {
         }
         all
     }
+}
+
+/// The text of a scalar without quotes at a position.
+fn plain_scalar(text: &str, line: u64, column: u64) -> &str {
+    let line = text.lines().nth(line.saturating_sub(1) as usize).unwrap_or_default();
+    let start = line.char_indices().nth(column.saturating_sub(1) as usize).map_or(line.len(), |(at, _)| at);
+    let rest = &line[start..];
+    rest.split([',', '}', ']', '#']).next().unwrap_or_default().trim()
+}
+
+/// Whether a scalar is a boolean, an octal number or a text, depending on the version of YAML, or
+/// is a number that JSON does not have.
+fn is_ambiguous(scalar: &str) -> bool {
+    let digits = scalar.trim_start_matches(['-', '+']);
+    let is_octal = digits.len() > 1 && digits.starts_with('0') && digits.bytes().all(|b| b.is_ascii_digit());
+    let number = digits.to_ascii_lowercase();
+    is_octal || ["y", "n"].contains(&number.as_str()) || [".inf", ".nan"].contains(&number.as_str())
 }
 
 /// A field of a YAML text.

@@ -123,6 +123,28 @@ fn fractions_of_all_steps_have_an_error_of_their_own() {
 }
 
 #[test]
+fn variables_of_a_template_are_not_ambiguous() {
+    let parse = |values: &str| {
+        let text = format!(
+            "name: a\nmodel: {{base: base}}\ndata:\n  train: t.jsonl\n  chat_template_kwargs: {values}\n"
+        );
+        JobFile::parse(&text, "job.yaml".as_ref()).map_err(|error| error.to_string())
+    };
+    for value in ["y", "N", "08", "-017", ".inf", "-.Inf", ".nan"] {
+        let error = parse(&format!("{{other: 1, flag: {value}}}")).unwrap_err();
+        let expected =
+            format!("job.yaml:5: data.chat_template_kwargs: flag is {value}, which YAML parsers read");
+        assert!(error.starts_with(&expected), "{error}");
+        let error = parse(&format!("\n    flag: {value} # comment")).unwrap_err();
+        assert!(error.contains(&format!("flag is {value}, which")), "{error}");
+    }
+    for value in ["true", "yes", "off", "0", "-3.5", "1e3", "'y'", "\"08\"", "a, b: y1", "[y2, n]", "0.5"] {
+        let parsed = parse(&format!("{{flag: {value}}}"));
+        assert!(parsed.is_ok(), "{value}: {parsed:?}");
+    }
+}
+
+#[test]
 fn an_unknown_amount_of_memory_has_no_bytes() {
     let memory = |bytes| DeviceMemory::new(DeviceKind::Cpu, bytes);
     assert_eq!((memory(None).known_bytes(), memory(Some(5)).known_bytes()), (None, Some(5)));
