@@ -83,6 +83,10 @@ impl JobFile {
             }
         };
         let tree: Spanned<Node> = serde_saphyr::from_str_with_options(text, options()).map_err(syntax)?;
+        if tree.value.keys().is_empty() {
+            let message = "has no keys; a job has at least name, model and data".to_owned();
+            return Err(JobFileError::Syntax { path: path.to_owned(), line: 1, message });
+        }
         let lines = tree.value.lines();
         let located = |error: FieldError| located(error, path, &lines);
         crate::keys::check_known(&tree.value.keys()).map_err(located)?;

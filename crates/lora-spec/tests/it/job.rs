@@ -123,6 +123,14 @@ fn fractions_of_all_steps_have_an_error_of_their_own() {
 }
 
 #[test]
+fn a_job_file_without_keys_says_so() {
+    for text in ["", "# only a comment\n", "[]", "a text"] {
+        let error = JobFile::parse(text, "job.yaml".as_ref()).unwrap_err().to_string();
+        assert!(error.starts_with("job.yaml:1: has no keys; a job has at least name"), "{text:?}: {error}");
+    }
+}
+
+#[test]
 fn variables_of_a_template_are_not_ambiguous() {
     let parse = |values: &str| {
         let text = format!(
