@@ -95,3 +95,22 @@ fn tensors_are_stored_under_the_names_of_the_files() {
         assert_eq!(index.gpu_dtype(&config, BaseDtype::Auto), expected, "{model}");
     }
 }
+
+#[test]
+fn a_config_gives_sizes_and_factors() {
+    let read = |model: &str| ModelConfig::read(&golden("models").join(model).into()).unwrap();
+    let (plain, vision, shared) = (read("llama-gqa"), read("gemma3-vision"), read("gemma4-shared"));
+    assert_eq!((plain.is_multimodal(), vision.is_multimodal()), (false, true));
+    let head_dim = plain.layers[0].head_dim as f64;
+    assert_eq!(plain.attention_scale, 1.0 / head_dim.sqrt());
+    let embedding = shared.per_layer_embedding().unwrap();
+    let features = shared.layer_input_size.unwrap();
+    let projected = features * shared.layers.len();
+    assert_eq!(
+        (embedding.projection.in_features, embedding.projection.out_features),
+        (shared.hidden_size, projected)
+    );
+    assert_eq!(embedding.norm.eps, shared.norm_eps * shared.hidden_size as f64);
+    let expected = (features as f64 / 2.0).sqrt();
+    assert!((embedding.multiplier - expected).abs() < 1e-12 * expected, "{}", embedding.multiplier);
+}
