@@ -12,4 +12,5 @@ mod micro_batch;
 mod published_models;
 mod quantized;
 mod ranges;
+mod safetensors_header;
 mod small_values;
