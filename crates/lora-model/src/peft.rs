@@ -237,15 +237,10 @@ impl PeftConfig {
             if WITHOUT_EFFECT.contains(&key.as_str()) || is_unset(&value) {
                 continue;
             }
-            return Err(match UNSUPPORTED.contains(&key.as_str()) {
-                true => format!("{key}: {value} is not supported"),
-                false => {
-                    format!(
-                        "{key}: {value} is a setting that is not known; if the adapter is plain LoRA, \
-                         remove it"
-                    )
-                }
-            });
+            return Err(format!(
+                "{key}: {value} is not supported: it is not a setting of plain LoRA; if it has no effect, \
+                 remove it"
+            ));
         }
         Ok(config)
     }
@@ -253,7 +248,7 @@ impl PeftConfig {
 
 /// Fields of PEFT 0.21 that do not change how a plain LoRA adapter of `r`, `lora_alpha` and its
 /// tensors is applied.
-const WITHOUT_EFFECT: [&str; 16] = [
+const WITHOUT_EFFECT: [&str; 15] = [
     "task_type",
     "auto_mapping",
     "peft_version",
@@ -269,29 +264,6 @@ const WITHOUT_EFFECT: [&str; 16] = [
     "qalora_group_size",
     "runtime_config",
     "ensure_weight_tying",
-    "init_lora_weights",
-];
-
-/// Fields of PEFT 0.21 whose values mean more than plain LoRA.
-const UNSUPPORTED: [&str; 18] = [
-    "bias",
-    "use_dora",
-    "lora_bias",
-    "fan_in_fan_out",
-    "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
-    "layer_replication",
-    "trainable_token_indices",
-    "target_parameters",
-    "use_qalora",
-    "alora_invocation_tokens",
-    "use_bdlora",
-    "arrow_config",
-    "velora_config",
-    "monteclora_config",
-    "kasa_config",
-    "megatron_config",
 ];
 
 /// Whether a field has the value of one that is not used.

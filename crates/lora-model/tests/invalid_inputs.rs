@@ -112,7 +112,7 @@ fn a_setting_that_is_more_than_plain_lora_is_refused() {
         ("arrow_config", json!({"top_k": 1}), "is not supported"),
         ("use_bdlora", json!({"nblocks": 2}), "is not supported"),
         ("peft_type", json!("LOHA"), "is not supported; supported: \"LORA\""),
-        ("a_setting_of_2030", json!(16), "is a setting that is not known"),
+        ("a_setting_of_2030", json!(16), "if it has no effect, remove it"),
         ("r", json!(-1), "is -1; it must be a whole number from 1 on"),
         ("r", json!("4"), "is \"4\"; it must be a whole number"),
         ("r", json!(0), "is 0; it must be at least 1"),

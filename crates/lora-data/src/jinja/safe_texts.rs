@@ -15,13 +15,16 @@ pub(crate) fn check_safe_texts(source: &str) -> Result<(), String> {
     let tags: Vec<String> = tags(source).iter().map(|tag| code_of(source, tag)).collect();
     let mut safe = Vec::new();
     for code in &tags {
-        let Some(name) = FILTERS.into_iter().find(|name| filters(code, name).next().is_some()) else {
-            continue;
-        };
-        if adds(code) || filters(code, name).any(is_used_further) {
-            return Err(refusal(&format!("the filter {name}")));
+        for name in FILTERS {
+            let mut uses = filters(code, name).peekable();
+            if uses.peek().is_none() {
+                continue;
+            }
+            if adds(code) || uses.any(is_used_further) {
+                return Err(refusal(&format!("the filter {name}")));
+            }
+            safe.extend(assigned(code));
         }
-        safe.extend(assigned(code));
     }
     for code in tags.iter().filter(|code| adds(code)) {
         if let Some(variable) = safe.iter().find(|variable| words(code).any(|word| word == **variable)) {
@@ -101,6 +104,7 @@ mod tests {
             "{% set n.y = x|safe %}{{ 'a' + n.y }}",
             "{{ x|safe|replace('a', 'b') }}",
             "{{ '%s'|safe % x }}",
+            "{{ x|safe ~ (y|e).replace('a', 'b') }}",
             "{% set y = 'a' + x|e %}",
         ] {
             assert!(check_safe_texts(refused).is_err(), "{refused}");
